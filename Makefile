@@ -1,0 +1,58 @@
+# `make help` lists the targets; what isn't listed there isn't supported.
+PREFIX ?= /usr/local
+DESTDIR ?=
+PYTHON ?= /usr/bin/python3
+CC ?= cc
+CFLAGS ?= -O2 -g0 -Wall -Wextra -Werror
+
+LIBDIR := $(PREFIX)/lib/grit-runtime
+VENV := build/venv
+BUILT := $(CURDIR)/build/prefix
+SOURCES := $(shell find grit_runtime -name '*.py' -o -name '*.json' -o -name py.typed) launcher/boot.py launcher/grit-runtime.c setup.cfg pyproject.toml
+
+.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install what the project and its tests need (as root; Debian 12 and 13, Ubuntu 24.04)
+	tools/deps
+
+deps-runtime:
+	tools/deps runtime
+
+install: ## install grit-runtime to $(PREFIX); DESTDIR is honoured (needs `make deps` once)
+	tools/install "$(DESTDIR)" "$(PREFIX)" "$(PYTHON)" "$(CC)" $(CFLAGS)
+
+uninstall: ## remove what install put to $(PREFIX)
+	rm -rf "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(PREFIX)/bin/grit-runtime"
+
+build: build/prefix/.done ## the runtime under build/prefix, as the tests and the demo use it
+
+build/prefix/.done: $(SOURCES) tools/install
+	@tools/install "" "$(BUILT)" "$(PYTHON)" "$(CC)" $(CFLAGS)
+	@touch $@
+
+demo: deps-runtime build ## set up, then show the main job end to end and explain it
+	$(PYTHON) examples/demo/demo.py --runtime $(BUILT)/bin/grit-runtime
+
+test: deps build ## set up, then run linters and all tests
+	@$(MAKE) --no-print-directory lint
+	$(VENV)/bin/pytest
+	tests/conformance/run --quick --runtime $(BUILT)/bin/grit-runtime
+
+lint: ## ruff, mypy (strict), import-linter, shellcheck
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --config setup.cfg
+	shellcheck tools/deps tools/install
+
+conformance: deps build ## runc's own integration suite, with runc and with us
+	tests/conformance/run --runtime $(BUILT)/bin/grit-runtime
+
+bench: deps build ## what we cost, side by side with runc in one run
+	$(PYTHON) tests/bench/passthrough.py --runtime $(BUILT)/bin/grit-runtime
+
+clean: ## remove build/
+	rm -rf build

@@ -1,0 +1,1 @@
+"""What lies on disk: where a checkpoint is, and the manifest that says it is complete."""

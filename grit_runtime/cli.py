@@ -1,0 +1,86 @@
+"""The commands for people. The only user of click."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from grit_runtime import __version__
+from grit_runtime.config import Config
+from grit_runtime.errors import BusyError, DownstreamError, GritError
+from grit_runtime.host.workspace import open_existing
+from grit_runtime.oci.argv import Invocation
+from grit_runtime.workflow import recover as recovery
+from grit_runtime.workflow.effects import downstream_of
+
+
+def run(config: Config, invocation: Invocation) -> int:
+    """Run one of the commands; returns the exit code."""
+    try:
+        code = _commands.main(
+            [invocation.verb, *invocation.args], prog_name="grit-runtime", obj=config, standalone_mode=False
+        )
+    except click.ClickException as err:
+        err.show()
+        return 2
+    except click.Abort:
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+@click.group()
+@click.version_option(__version__)
+def _commands() -> None:
+    """Commands of grit-runtime's own; every other verb is the OCI runtime's."""
+
+
+@_commands.command()
+@click.pass_obj
+def recover(config: Config) -> int:
+    """Undo what killed calls left, of every container.
+
+    The next call for a container does the same by itself; this is for containers that nobody calls for any more. Exits
+    with 1 if something could not be undone.
+    """
+    failed = 0
+    for path, container in recovery.workspaces(config.state_dir):
+        try:
+            outcome = _recover_one(path)
+        except GritError as err:
+            outcome, failed = str(err), 1
+        click.echo(f"{container}: {outcome}")
+    return failed
+
+
+@_commands.command("config")
+@click.pass_obj
+def show_config(config: Config) -> None:
+    """Print the configuration in force, defaults included, as JSON."""
+    click.echo(json.dumps(asdict(config), indent=2))
+
+
+def _recover_one(path: str) -> str:
+    try:
+        workspace = open_existing(path, timeout=0)
+    except BusyError:
+        return "in use"
+    if workspace is None:
+        return "gone meanwhile"
+    try:
+        record = recovery.settle(workspace)
+    except BaseException:
+        workspace.close()
+        raise
+    if record is None:
+        workspace.close(remove=True)
+        return "recovered"
+    header = record.header
+    downstream = downstream_of(header["program"], header["options"], header["root"])
+    try:
+        downstream.state(header["container"], timeout=header["timeout"])
+    except DownstreamError:
+        recovery.unwind(workspace, record)
+        workspace.close(remove=True)
+        return "recovered: the restored container is gone"
+    workspace.close()
+    return "restored, waits for start"

@@ -1,0 +1,135 @@
+"""The site's configuration: a YAML file whose every key has a working default (config.schema.json)."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from grit_runtime.errors import ConfigError
+
+DEFAULT_PATH = "/etc/grit-runtime/config.yaml"
+ENV = "GRIT_RUNTIME_CONFIG"
+MAX_BYTES = 1 << 20
+
+Option = bool | int | float | str | list[str]
+
+# CRIU gives up after 10 s and refuses deleted files above 1 MiB; a container with a GPU goes beyond both (restore-time
+# options are checked by CRIU against the dump's: file-locks must stand on both sides).
+DUMP_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "link-remap": True, "file-locks": True}
+RESTORE_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "file-locks": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Bounds in seconds; see config.schema.json."""
+
+    lock: float = 10
+    command: float = 30
+    checkpoint: float = 1800
+    restore: float = 1800
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What config.schema.json describes, with its defaults."""
+
+    downstream: str = "runc"
+    state_dir: str = "/run/grit-runtime"
+    log_dir: str = "/var/log/grit-runtime"
+    checkpoint_roots: tuple[str, ...] = ("/var/lib/grit-runtime/checkpoints", "/mnt/grit-agent")
+    require_manifest: bool = True
+    fsync: bool = True
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    criu_dump: dict[str, Option] = field(default_factory=lambda: dict(DUMP_OPTIONS))
+    criu_restore: dict[str, Option] = field(default_factory=lambda: dict(RESTORE_OPTIONS))
+
+
+def path() -> str:
+    """The file that holds the configuration, whether or not it is there."""
+    return os.environ.get(ENV) or DEFAULT_PATH
+
+
+def load() -> Config:
+    """Read the configuration; a missing file is the default.
+
+    Raises:
+        ConfigError: it can't be read, isn't YAML, or says something that the schema doesn't know.
+    """
+    file = path()
+    try:
+        with open(file, "rb") as stream:
+            text = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return Config()
+    except OSError as err:
+        raise ConfigError(f"cannot read configuration {file}: {err.strerror}") from None
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"configuration {file} is larger than {MAX_BYTES >> 20} MiB")
+    return parse(text, file)
+
+
+def parse(text: bytes, file: str) -> Config:
+    """Make a configuration of YAML text; `file` is for the messages."""
+    data = _read_yaml(text, file)
+    _validate(data, file)
+    criu = data.get("criu", {})
+    plain = {key.replace("-", "_"): value for key, value in data.items() if key not in ("criu", "timeouts")}
+    if "checkpoint_roots" in plain:
+        plain["checkpoint_roots"] = tuple(plain["checkpoint_roots"])
+    return Config(
+        **plain,
+        timeouts=Timeouts(**data.get("timeouts", {})),
+        criu_dump={**DUMP_OPTIONS, **criu.get("dump", {})},
+        criu_restore={**RESTORE_OPTIONS, **criu.get("restore", {})},
+    )
+
+
+def _read_yaml(text: bytes, file: str) -> dict[str, Any]:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands twice: the launcher and we must never read two different values."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise yaml.YAMLError(f"the key {key!r} stands twice")
+            return super().construct_mapping(node, deep)
+
+    try:
+        data = yaml.load(text, Loader)  # a SafeLoader by inheritance
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        raise ConfigError(f"configuration {file} is not valid YAML: {err}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"configuration {file} holds no mapping")
+    return data
+
+
+def _validate(data: dict[str, Any], file: str) -> None:
+    import json
+
+    import jsonschema
+
+    with open(os.path.join(os.path.dirname(__file__), "config.schema.json"), encoding="utf-8") as stream:
+        schema = json.load(stream)
+    found = sorted(jsonschema.Draft202012Validator(schema).iter_errors(data), key=lambda e: [str(p) for p in e.path])
+    if found:
+        places = "; ".join(f"{'.'.join(str(p) for p in e.path) or 'top level'}: {e.message}" for e in found)
+        raise ConfigError(f"configuration {file}: {places}", hint="see the configuration reference")
+
+
+def guess_downstream() -> str:
+    """The downstream of a configuration that is broken elsewhere: a mistake in it must not keep other containers from
+    being started or killed.
+    """
+    try:
+        with open(path(), encoding="utf-8", errors="replace") as stream:
+            for line in stream.read(MAX_BYTES).splitlines():
+                name, _, value = line.partition(":")
+                if name == "downstream" and value.split():
+                    return value.split()[0].strip("'\"")
+    except OSError:
+        pass
+    return Config().downstream

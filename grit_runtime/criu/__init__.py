@@ -1,0 +1,1 @@
+"""CRIU as we meet it: its images, its mount table, its configuration, its logs."""

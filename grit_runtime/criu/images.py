@@ -1,0 +1,180 @@
+"""CRIU's images, decoded. The only user of pycriu, which comes with CRIU itself.
+
+An image file is a magic word and a list of protobuf messages (criu/include/magic.h, images/*.proto). Only the small
+ones are read: never pages.
+"""
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from grit_runtime.errors import CheckpointError
+
+MAX_IMAGE_BYTES = 64 << 20  # of a small image: a million mounts would fit
+MAX_PROCESSES = 1 << 16
+
+_TASK_STOPPED = 3  # criu/include/task-state? images/core.proto: task_state, compel/include/uapi/task-state.h
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageMount:
+    """One entry of mountpoints-N.img (images/mnt.proto), with the file and place where it stands."""
+
+    file: str
+    index: int
+    mnt_id: int
+    parent_id: int
+    mountpoint: str
+    source: str
+    root: str
+    fstype: str
+    ext_key: str
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageProcess:
+    """One entry of pstree.img; `pid` is the one in the container's pid namespace."""
+
+    pid: int
+    ppid: int
+    threads: int
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """What the small images of a checkpoint say."""
+
+    path: str
+    files: tuple[str, ...]
+    mounts: tuple[ImageMount, ...]
+    processes: tuple[ImageProcess, ...]
+    version: int
+
+
+def read(path: str) -> Images:
+    """Decode the images in directory `path`.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, too large, or not the image that its name says.
+    """
+    try:
+        files = tuple(sorted(os.listdir(path)))
+    except OSError as err:
+        raise CheckpointError(f"cannot read the images in {path}: {err.strerror}") from None
+    for needed in ("inventory.img", "pstree.img"):
+        if needed not in files:
+            raise CheckpointError(f"{path} holds no CRIU images: {needed} is missing")
+    (inventory,) = _load(path, "inventory.img", "INVENTORY")[:1] or ({},)
+    mounts = [
+        mount
+        for name in files
+        if name.startswith("mountpoints-") and name.endswith(".img")
+        for mount in _mounts(path, name)
+    ]
+    return Images(
+        path=path,
+        files=files,
+        mounts=tuple(mounts),
+        processes=tuple(_processes(path, files)),
+        version=int(inventory.get("img_version", 0)),
+    )
+
+
+def rewrite_mounts(path: str, name: str, changes: dict[int, dict[str, Any]]) -> bytes:
+    """The bytes of mountpoints image `name` with fields of some entries changed.
+
+    Args:
+        changes: an entry's index to the fields to set; a field of value None is removed.
+    """
+    image = _decode(path, name, "MNTS")
+    for index, fields in changes.items():
+        entry = image["entries"][index]
+        for field, value in fields.items():
+            if value is None:
+                entry.pop(field, None)
+            else:
+                entry[field] = value
+    encoded: bytes = _pycriu().dumps(image)
+    return encoded
+
+
+def _mounts(path: str, name: str) -> list[ImageMount]:
+    return [
+        ImageMount(
+            file=name,
+            index=index,
+            mnt_id=entry["mnt_id"],
+            parent_id=entry["parent_mnt_id"],
+            mountpoint=entry["mountpoint"],
+            source=entry.get("source", ""),
+            root=entry.get("root", ""),
+            fstype=entry.get("fsname", ""),
+            ext_key=entry.get("ext_key", ""),
+            deleted=bool(entry.get("deleted", False)),
+        )
+        for index, entry in enumerate(_load(path, name, "MNTS"))
+    ]
+
+
+def _processes(path: str, files: tuple[str, ...]) -> list[ImageProcess]:
+    entries = _load(path, "pstree.img", "PSTREE")
+    if not entries:
+        raise CheckpointError(f"image {os.path.join(path, 'pstree.img')} holds no process")
+    if len(entries) > MAX_PROCESSES:
+        raise CheckpointError(f"image {os.path.join(path, 'pstree.img')} holds {len(entries)} processes")
+    present = frozenset(files)
+    return [
+        ImageProcess(
+            pid=entry["pid"],
+            ppid=entry["ppid"],
+            threads=len(entry.get("threads", ())),
+            stopped=_is_stopped(path, f"core-{entry['pid']}.img", present),
+        )
+        for entry in entries
+    ]
+
+
+def _is_stopped(path: str, name: str, present: frozenset[str]) -> bool:
+    if name not in present:
+        return False
+    entries = _load(path, name, "CORE")
+    return bool(entries) and entries[0].get("tc", {}).get("task_state") == _TASK_STOPPED
+
+
+def _load(path: str, name: str, magic: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = _decode(path, name, magic)["entries"]
+    return entries
+
+
+def _decode(path: str, name: str, magic: str) -> dict[str, Any]:
+    file = os.path.join(path, name)
+    try:
+        if os.stat(file).st_size > MAX_IMAGE_BYTES:
+            raise CheckpointError(f"image {file} is larger than {MAX_IMAGE_BYTES >> 20} MiB")
+        with open(file, "rb") as stream:
+            image: dict[str, Any] = _pycriu().load(stream)
+    except OSError as err:
+        raise CheckpointError(f"cannot read image {file}: {err.strerror}") from None
+    except CheckpointError:
+        raise
+    except Exception as err:  # noqa: BLE001 - pycriu and protobuf raise a bare Exception, MagicException, struct.error and more
+        raise CheckpointError(
+            f"image {file} is damaged: {type(err).__name__} {err}", hint="it was cut short, or is no CRIU image"
+        ) from None
+    if image["magic"] != magic:
+        raise CheckpointError(f"image {file} is a {image['magic']} image, not {magic}")
+    return image
+
+
+@functools.cache
+def _pycriu() -> Any:
+    try:
+        from pycriu import images
+    except ImportError as err:
+        raise CheckpointError(
+            f"cannot decode CRIU images: {err}", hint="install CRIU's Python package pycriu"
+        ) from None
+    return images

@@ -1,0 +1,1 @@
+"""The machine: files, programs, processes, cgroups, and effects that can be undone."""

@@ -1,0 +1,91 @@
+"""Where a container's cgroups are, and emptying what a killed restore left in them.
+
+Only for the case that the downstream has no state of the container yet: then nobody but us knows of its cgroups.
+"""
+
+import os
+import signal
+import time
+
+from grit_runtime.host import proc
+
+MOUNT = "/sys/fs/cgroup"
+
+
+def is_unified() -> bool:
+    """cgroup v2 alone, without the v1 hierarchies beside it."""
+    return os.path.exists(os.path.join(MOUNT, "cgroup.controllers"))
+
+
+def directories(cgroups_path: str, container: str, *, systemd: bool) -> list[str]:
+    """The directories that runc makes for `linux.cgroupsPath`, those that exist.
+
+    Source: runc, libcontainer/cgroups/{fs,fs2,systemd}: an absolute path starts at the mount; a relative one at runc's
+    own cgroup (v1) or its parent (v2, fs2/defaultpath.go); with the systemd driver it is `slice:prefix:name`; an empty
+    one is the container's id.
+    """
+    inner = _systemd_path(cgroups_path, container) if systemd else cgroups_path or container
+    if is_unified():
+        return _existing([os.path.join(MOUNT, _anchored(inner, os.path.dirname(proc.cgroups("self").get("", "/"))))])
+    own = proc.cgroups("self")
+    found = []
+    for controllers, current in own.items():
+        name = controllers.removeprefix("name=")
+        for directory in {name, *name.split(",")} - {""}:
+            found.append(os.path.join(MOUNT, directory, _anchored(inner, current)))
+    return _existing(found)
+
+
+def processes(directory: str) -> list[int]:
+    """The pids in a cgroup and those below it."""
+    found: list[int] = []
+    for path, _, _ in os.walk(directory):
+        try:
+            with open(os.path.join(path, "cgroup.procs"), encoding="ascii") as stream:
+                found += [int(line) for line in stream]
+        except OSError:
+            continue
+    return [pid for pid in found if pid > 0]
+
+
+def clear(found: list[str], *, timeout: float) -> bool:
+    """Kill what is in the cgroups and remove them; False if something is left after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        for directory in found:
+            for pid in processes(directory):
+                proc.send_signal(pid, signal.SIGKILL)
+            _remove(directory)
+        found = _existing(found)
+        if not found:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+
+
+def _anchored(inner: str, own: str) -> str:
+    return inner.lstrip("/") if inner.startswith("/") else os.path.join(own, inner).lstrip("/")
+
+
+def _systemd_path(cgroups_path: str, container: str) -> str:
+    slice_name, _, rest = (cgroups_path or f"system.slice:runc:{container}").partition(":")
+    prefix, _, name = rest.partition(":")
+    unit = f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+    # systemd: `a-b.slice` lies in `a.slice` (systemd.slice(5)).
+    words = slice_name.removesuffix(".slice").split("-") if slice_name not in ("", "-.slice") else []
+    parents = ["-".join(words[: count + 1]) + ".slice" for count in range(len(words))]
+    return "/" + "/".join([*parents, unit])
+
+
+def _existing(paths: list[str]) -> list[str]:
+    # The mount itself or a controller's root is never a container's cgroup.
+    return [path for path in paths if os.path.isdir(path) and os.path.normpath(path).count("/") > MOUNT.count("/") + 1]
+
+
+def _remove(directory: str) -> None:
+    for path, _, _ in os.walk(directory, topdown=False):
+        try:
+            os.rmdir(path)
+        except OSError:
+            continue

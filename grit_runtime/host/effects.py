@@ -1,0 +1,142 @@
+"""Effects on files. Each is undone only as far as what is there is still ours."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+from grit_runtime.host import files, proc
+from grit_runtime.host.transaction import Effect
+
+
+@dataclass(frozen=True)
+class MakeDirectory(Effect):
+    """Make one directory; undone by removing it if it is empty."""
+
+    kind: ClassVar[str] = "make-directory"
+    path: str
+    mode: int = 0o700
+
+    def describe(self) -> str:
+        return f"make directory {self.path}"
+
+    def apply(self) -> None:
+        os.mkdir(self.path, self.mode)
+
+    def undo(self) -> None:
+        try:
+            os.rmdir(self.path)
+        except OSError:
+            return  # not made, or somebody else put something there
+
+
+def missing_directories(path: str) -> list[MakeDirectory]:
+    """What has to be made for `path` to exist, outermost first."""
+    missing: list[MakeDirectory] = []
+    while not os.path.isdir(path):
+        missing.insert(0, MakeDirectory(path))
+        path = os.path.dirname(path)
+    return missing
+
+
+@dataclass(frozen=True)
+class MakeTree(Effect):
+    """Make a directory of a name that is ours alone; undone with everything in it."""
+
+    kind: ClassVar[str] = "make-tree"
+    path: str
+
+    def describe(self) -> str:
+        return f"make directory {self.path} and what it holds"
+
+    def apply(self) -> None:
+        os.mkdir(self.path, 0o700)
+
+    def undo(self) -> None:
+        files.remove_tree(self.path)
+
+
+@dataclass(frozen=True)
+class ReplaceFile(Effect):
+    """Give a file another content, from `replacement`, keeping the old in `backup`; undone if the content is still the
+    new one.
+    """
+
+    kind: ClassVar[str] = "replace-file"
+    path: str
+    replacement: str
+    backup: str
+    digest: str
+
+    def describe(self) -> str:
+        return f"edit {self.path}"
+
+    def apply(self) -> None:
+        with open(self.replacement, "rb") as stream:
+            files.write_atomically(self.path, stream.read(), os.stat(self.path).st_mode & 0o777)
+
+    def undo(self) -> None:
+        files.remove_temporary(self.path)
+        try:
+            with open(self.path, "rb") as stream:
+                current = stream.read()
+        except FileNotFoundError:
+            return  # the caller removed the bundle meanwhile
+        if hashlib.sha256(current).hexdigest() != self.digest:
+            return
+        with open(self.backup, "rb") as stream:
+            files.write_atomically(self.path, stream.read(), os.stat(self.path).st_mode & 0o777)
+
+
+def replace_file(path: str, old: bytes, new: bytes, directory: str) -> ReplaceFile:
+    """Prepare a `ReplaceFile`, its two contents lying in `directory`."""
+    name = os.path.basename(path)
+    replacement, backup = os.path.join(directory, f"{name}.new"), os.path.join(directory, f"{name}.old")
+    files.write_atomically(replacement, new)
+    files.write_atomically(backup, old)
+    return ReplaceFile(path, replacement, backup, hashlib.sha256(new).hexdigest())
+
+
+@dataclass(frozen=True)
+class WriteFile(Effect):
+    """Write a small file that wasn't there, such as a pid file; undone if it still holds what we wrote."""
+
+    kind: ClassVar[str] = "write-file"
+    path: str
+    content: str
+    mode: int = 0o644
+
+    def describe(self) -> str:
+        return f"write {self.path}"
+
+    def apply(self) -> None:
+        files.write_atomically(self.path, self.content.encode(), self.mode)
+
+    def undo(self) -> None:
+        files.remove_temporary(self.path)
+        if files.read_text(self.path) == self.content:
+            os.unlink(self.path)
+
+
+@dataclass(frozen=True)
+class Programs(Effect):
+    """Run programs of the downstream, marked by an entry of their environment; undone when none of them exists any
+    more.
+
+    They outlive us when we are killed: a dump or restore under way must be over before what it touched can be put back.
+    """
+
+    kind: ClassVar[str] = "programs"
+    marker: str
+    grace: float = 0.0
+    timeout: float = 30.0
+
+    def describe(self) -> str:
+        return f"run programs with {self.marker}"
+
+    def apply(self) -> None:
+        return
+
+    def undo(self) -> None:
+        if not proc.end_all(self.marker, grace=self.grace, timeout=self.timeout):
+            raise OSError("they do not end")

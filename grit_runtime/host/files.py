@@ -1,0 +1,105 @@
+"""Files: written whole or not at all, read with a bound, removed without following links."""
+
+import json
+import os
+import shutil
+from typing import Any
+
+
+def write_atomically(path: str, data: bytes, mode: int = 0o600, *, sync: bool = False) -> None:
+    """Replace `path` by a file that holds `data`, in one rename; a reader sees the old content or the new.
+
+    A kill on the way leaves the temporary file, which has one known name (`remove_temporary`).
+
+    Args:
+        sync: flush the file and its directory to disk, so that a power loss can't leave it empty.
+    """
+    temporary = _temporary(path)
+    remove_temporary(path)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        _write_all(fd, data)
+        os.fchmod(fd, mode)
+        if sync:
+            os.fsync(fd)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+    if sync:
+        sync_directory(os.path.dirname(path))
+
+
+def remove_temporary(path: str) -> None:
+    """Remove what a killed `write_atomically` of `path` left."""
+    try:
+        os.unlink(_temporary(path))
+    except FileNotFoundError:
+        return
+
+
+def sync_directory(path: str) -> None:
+    """Flush the names in a directory to disk."""
+    fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: str) -> None:
+    """Flush the content of a file to disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_text(path: str, limit: int = 1 << 20) -> str:
+    """The end of a text file, at most `limit` bytes; an empty string if it isn't there."""
+    try:
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            stream.seek(max(0, size - limit))
+            return stream.read(limit).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def read_json(path: str, limit: int) -> Any:
+    """Parse a JSON file of at most `limit` bytes.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is larger, or isn't JSON.
+    """
+    with open(path, "rb") as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory of ours and everything in it; nothing if it isn't there. Links are removed, not followed."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+
+
+def _temporary(path: str) -> str:
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name}.grit-tmp")
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

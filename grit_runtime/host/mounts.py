@@ -1,0 +1,103 @@
+"""Mount tables (proc_pid_mountinfo(5)) and paths as they are seen from within a root."""
+
+import ctypes
+import os
+import re
+from dataclasses import dataclass
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+_MAX_LINKS = 255  # filepath-securejoin's bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountEntry:
+    """One line of a mountinfo file."""
+
+    mnt_id: int
+    parent_id: int
+    device: str
+    root: str
+    mountpoint: str
+    options: str
+    fstype: str
+    source: str
+
+
+def parse(text: str) -> list[MountEntry]:
+    """Read the text of a mountinfo file; lines of another form are left out."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split(" ")
+        if " - " not in line or len(fields) < 10:
+            continue
+        tail = fields[fields.index("-") + 1 :]
+        found.append(
+            MountEntry(
+                mnt_id=int(fields[0]),
+                parent_id=int(fields[1]),
+                device=fields[2],
+                root=_unescape(fields[3]),
+                mountpoint=_unescape(fields[4]),
+                options=fields[5],
+                fstype=tail[0],
+                source=_unescape(tail[1]),
+            )
+        )
+    return found
+
+
+def at_or_below(path: str) -> list[str]:
+    """The mountpoints of our own namespace at `path` or under it, in the order in which they were mounted."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+        entries = parse(stream.read())
+    real = os.path.realpath(path)
+    return [
+        entry.mountpoint
+        for entry in entries
+        if entry.mountpoint == real or entry.mountpoint.startswith(real.rstrip("/") + "/")
+    ]
+
+
+def unmount(path: str) -> None:
+    """Detach the topmost mount at `path`, not following a link there.
+
+    Raises:
+        OSError: it isn't a mountpoint, or we may not.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+
+
+def resolve_in_root(root: str, path: str) -> str:
+    """Where `path` leads for a process whose root is `root`: its links are followed within, `..` stops at the root.
+
+    runc keys external mounts by this (libcontainer/criu_linux.go, addCriuDumpMount, with filepath-securejoin). The last
+    components may be missing.
+    """
+    todo = [word for word in path.split("/") if word not in ("", ".")]
+    done: list[str] = []
+    links = 0
+    while todo:
+        word = todo.pop(0)
+        if word == "..":
+            done = done[:-1]
+            continue
+        here = os.path.join(root, *done, word)
+        if os.path.islink(here) and links < _MAX_LINKS:
+            links += 1
+            target = os.readlink(here)
+            if target.startswith("/"):
+                done = []
+            todo = [part for part in target.split("/") if part not in ("", ".")] + todo
+            continue
+        done.append(word)
+    return "/" + "/".join(done)
+
+
+def _unescape(field: str) -> str:
+    """mountinfo writes space, tab, newline and backslash as octal, byte by byte."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field)

@@ -1,0 +1,135 @@
+"""What /proc says of a process (proc(5)). A process may be gone at any moment: the readers return None then."""
+
+import os
+import signal
+import time
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+
+def start_time(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; with the pid it names a process for good."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def state(pid: int) -> str | None:
+    """The state letter: R, S, D, T (stopped), t (traced), Z, X."""
+    fields = _stat(pid)
+    return fields[0] if fields else None
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and isn't a zombie."""
+    return state(pid) not in (None, "Z", "X")
+
+
+def namespace(pid: int | str, kind: str) -> str | None:
+    """The identity of a namespace, such as `net:[4026531840]`."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/{kind}")
+    except OSError:
+        return None
+
+
+def namespace_of_file(path: str) -> int | None:
+    """The inode that identifies the namespace bound at `path`."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
+def inner_pid(pid: int) -> int | None:
+    """The pid within the innermost pid namespace of the process."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                if line.startswith("NSpid:"):
+                    return int(line.split()[-1])
+    except (OSError, ValueError):
+        return None
+    return None
+
+
+def cgroups(pid: int | str) -> dict[str, str]:
+    """The process' cgroups: controller list (empty for cgroup v2) to path."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as stream:
+            parts = [line.rstrip("\n").split(":", 2) for line in stream]
+    except OSError:
+        return {}
+    return {part[1]: part[2] for part in parts if len(part) == 3}
+
+
+def mountinfo(pid: int | str) -> str:
+    """The text of the process' mount table, empty if it is gone."""
+    try:
+        with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
+def command_line(pid: int) -> list[str]:
+    """The process' arguments, empty for a kernel thread or one that is gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            return [os.fsdecode(word) for word in stream.read().split(b"\0") if word]
+    except OSError:
+        return []
+
+
+def send_signal(pid: int, number: int) -> bool:
+    """Send a signal; False if the process is gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def with_environment(entry: str) -> list[int]:
+    """The processes whose environment holds `entry` (`NAME=value`): what one of our calls started and what that
+    started.
+    """
+    import psutil
+
+    name, _, value = entry.partition("=")
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(name) == value and is_running(process.pid):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def end_all(entry: str, *, grace: float, timeout: float) -> bool:
+    """Wait up to `grace` seconds for the processes of `with_environment` to end by themselves, then kill what is left.
+
+    Returns:
+        False if some still exist after `timeout` more seconds.
+    """
+    quiet = time.monotonic() + grace
+    while with_environment(entry):
+        now = time.monotonic()
+        if now > quiet + timeout:
+            return False
+        if now >= quiet:
+            for pid in with_environment(entry):
+                send_signal(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return True
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third on: the second, the name, may hold anything but ends at the last
+    `)`.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""The contract with the caller: argv, log line, exit code; bundle and config.json."""

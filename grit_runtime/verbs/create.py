@@ -1,0 +1,62 @@
+"""`create [flags] ID`: of a container whose annotations name a checkpoint, a restore that waits for `start`; of any
+other, the downstream's.
+"""
+
+import os
+
+from grit_runtime.checkpoint import locate
+from grit_runtime.errors import BundleError, RestoreError, UsageError
+from grit_runtime.oci import argv, bundle
+from grit_runtime.verbs import waiting
+from grit_runtime.verbs.call import Call, pass_through
+from grit_runtime.workflow import restore
+
+# What `restore` has no flag for: a restored process has its keyring, and its descriptors are in the images.
+_OURS = ("bundle", "pid-file", "no-new-keyring", "preserve-fds")
+
+
+def run(call: Call) -> int:
+    """Restore by annotation, or pass on."""
+    try:
+        made = bundle.load(_bundle_path(call.invocation.args))
+    except BundleError:
+        return _as_ever(call)
+    if not locate.wanted(made.annotations):
+        return _as_ever(call)
+    flags = argv.read_flags("create", call.invocation.args, argv.CREATE)
+    container = argv.container_id("create", flags)
+    if "pidfd-socket" in flags.values:
+        raise RestoreError(
+            f"cannot restore container {container} at create: --pidfd-socket is not supported with a checkpoint"
+        )
+    pid_file = flags.value("pid-file")
+    request = restore.Request(
+        bundle=made,
+        images=locate.locate(made.annotations, call.config.checkpoint_roots).images,
+        work="",
+        pid_file=os.path.abspath(pid_file) if pid_file else "",
+        flags=("--detach", "--no-subreaper", *flags.without(*_OURS)),
+        serves_create=True,
+        need_manifest=call.config.require_manifest,
+    )
+    return restore.restore(call.context(container), request)
+
+
+def _as_ever(call: Call) -> int:
+    """Pass on; what a killed restore left under this id is put right first."""
+    waiting.find(call)
+    pass_through(call.config, call.argv, call.ignored_signals)
+
+
+def _bundle_path(args: tuple[str, ...]) -> str:
+    """The bundle, also of a call whose other flags we don't know: such a call is only ours to refuse if it asks for a
+    restore.
+    """
+    try:
+        return argv.read_flags("create", args, argv.CREATE).value("bundle") or "."
+    except UsageError:
+        for word, following in zip(args, (*args[1:], ""), strict=True):
+            name, equals, value = word.lstrip("-").partition("=")
+            if word.startswith("-") and name in ("bundle", "b"):
+                return value if equals else following
+    return "."

@@ -1,0 +1,214 @@
+"""Taking a checkpoint.
+
+The container is frozen by its cgroup, dumped with `--leave-running` (CRIU puts back the freezer's state that it found,
+criu/seize.c), and stays frozen until the manifest is on disk. Only then is it killed, or resumed: at every moment
+before, going back means resuming it. So nothing that fails, and nobody who kills us, costs the container. The images
+are written into `.grit-partial` within the target and moved up when they are complete; what an older checkpoint left
+there stays until then.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from grit_runtime import names
+from grit_runtime.checkpoint import manifest
+from grit_runtime.criu import conf, logs
+from grit_runtime.downstream import State, relay
+from grit_runtime.errors import BundleError, CaptureError
+from grit_runtime.host import effects, files, run
+from grit_runtime.host.transaction import Transaction
+from grit_runtime.host.workspace import open_workspace
+from grit_runtime.oci import bundle as bundles
+from grit_runtime.workflow import describe, publish, recover
+from grit_runtime.workflow.context import Context, new_marker
+from grit_runtime.workflow.effects import Pause
+
+# runc sends these by RPC whether or not they were asked for, over what a configuration file said before: they have to
+# be flags.
+_RPC_FLAGS = ("tcp-established", "ext-unix-sk", "shell-job", "file-locks")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A checkpoint as the caller asked for it; paths are absolute."""
+
+    images: str
+    work: str
+    """Where CRIU logs; empty for beside the images, as runc has it."""
+    parent: str
+    leave_running: bool
+    flags: tuple[str, ...]
+    """What else is handed on to the downstream."""
+
+
+def capture(context: Context, request: Request) -> None:
+    """Dump the container; on any failure it runs on as before.
+
+    Raises:
+        CaptureError: the dump failed, or what goes with it.
+        DownstreamError: the downstream doesn't know the container, or failed.
+    """
+    workspace = open_workspace(context.workspace_path, timeout=context.config.timeouts.lock)
+    try:
+        recover.settle(workspace)
+        state = _require_running(context)
+        bundle = _bundle_of(state)
+        partial = os.path.join(request.images, names.PARTIAL)
+        header = {
+            **context.header("capture"),
+            "images": request.images,
+            "leave_running": request.leave_running,
+            "paused": state.status == names.PAUSED,
+        }
+    except BaseException:
+        workspace.close(remove=not os.path.exists(workspace.journal))
+        raise
+    transaction = Transaction(workspace, header)
+    try:
+        _prepare(transaction, request, partial)
+        clock = _freeze(context, transaction, state)
+        facts = describe.container(context, state, bundle)
+        _dump(context, transaction, request, partial, bundle)
+        clock["dump"] = time.monotonic()
+        _write_manifest(context, request, partial, facts, clock)
+        transaction.phase(publish.PUBLISHING)
+    except BaseException as err:
+        transaction.abort(err)
+        raise
+    publish.finish(header)
+    transaction.close()
+
+
+def _require_running(context: Context) -> State:
+    state = context.downstream.state(context.container, timeout=context.config.timeouts.command)
+    if state.status not in (names.RUNNING, names.PAUSED):
+        raise CaptureError(f"container {context.container} cannot be checkpointed in {state.status} state")
+    return state
+
+
+def _bundle_of(state: State) -> bundles.Bundle:
+    try:
+        return bundles.load(state.bundle)
+    except BundleError as err:
+        raise CaptureError(f"the container's configuration is needed for a restore: {err}") from None
+
+
+def _prepare(transaction: Transaction, request: Request, partial: str) -> None:
+    if os.path.lexists(partial):
+        raise CaptureError(
+            f"{partial} exists: another checkpoint into this directory was begun",
+            hint="`grit-runtime recover`, or remove it",
+        )
+    try:
+        for effect in effects.missing_directories(request.images):
+            transaction.do(effect)
+        transaction.do(effects.MakeTree(partial))
+    except OSError as err:
+        raise CaptureError(f"cannot write the checkpoint to {request.images}: {err.strerror}") from None
+
+
+def _freeze(context: Context, transaction: Transaction, state: State) -> dict[str, float]:
+    """Freeze the container for as long as the capture takes.
+
+    One that the caller has paused (containerd always does) stays so for a dump without devices. CUDA's lock will need
+    it thawed first: a locked call does not return from a frozen container, whatever its timeout says.
+    """
+    clock = {"begin": time.monotonic()}
+    downstream = context.downstream
+    if state.status != names.PAUSED:
+        transaction.do(
+            Pause(
+                downstream.program,
+                list(downstream.options),
+                downstream.root,
+                context.container,
+                context.config.timeouts.command,
+            )
+        )
+    clock["freeze"] = time.monotonic()
+    return clock
+
+
+def _dump(context: Context, transaction: Transaction, request: Request, partial: str, bundle: bundles.Bundle) -> None:
+    marker = new_marker()
+    programs = effects.Programs(marker, grace=context.config.timeouts.command)
+    transaction.do(programs)
+    workspace = transaction.workspace
+    configuration, log_file = workspace.file("criu.conf"), workspace.file("runc.log")
+    env = run.caller_environment()
+    options = {**context.config.criu_dump}
+    flags = [f"--{name}" for name in _RPC_FLAGS if options.pop(name, False) and f"--{name}" not in request.flags]
+    text = conf.merge(options, _users_options(bundle, env), {})
+    files.write_atomically(configuration, text.encode())
+    name, _, value = marker.partition("=")
+    argv = context.downstream.argv(
+        log_file, "checkpoint", "--leave-running", "--image-path", partial,
+        *(["--work-path", request.work] if request.work else []),
+        *(["--parent-path", os.path.join("..", request.parent)] if request.parent else []),
+        *flags, *request.flags, context.container,
+    )  # fmt: skip
+    result = run.run(
+        argv, timeout=context.config.timeouts.checkpoint, env={**env, name: value, names.CRIU_CONFIG_ENV: configuration}
+    )
+    said = relay(context.log, log_file)
+    if not result.ok:
+        raise _failed(context, request, partial, said, result)
+    transaction.undo(programs)
+
+
+def _users_options(bundle: bundles.Bundle, env: dict[str, str]) -> str:
+    """What the user's CRIU configuration says, for the one file of ours that CRIU reads before runc's options.
+
+    A container that we restored carries our own `org.criu.config`, whose file is gone: runc's default file doesn't
+    count then, so it is merged here.
+    """
+    texts = [files.read_text(env[names.CRIU_CONFIG_ENV])] if env.get(names.CRIU_CONFIG_ENV) else []
+    texts.append(files.read_text(bundle.annotations.get(names.CRIU_CONFIG_ANNOTATION, names.CRIU_DEFAULT_CONFIG)))
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts if text)
+
+
+def _failed(context: Context, request: Request, partial: str, said: str, result: run.Result) -> CaptureError:
+    """The error of a failed dump. Its log is about to be removed if it lies among the images."""
+    file = os.path.join(request.work or partial, "dump.log")
+    cause = logs.reason(file) or said or result.err or result.describe()
+    kept = file if request.work else describe.keep_log(context.config.log_dir, context.container, file)
+    return CaptureError(
+        f"cannot dump container {context.container}: {cause}", hint=f"CRIU's log: {kept}" if kept else ""
+    )
+
+
+def _write_manifest(
+    context: Context, request: Request, partial: str, facts: dict[str, Any], clock: dict[str, float]
+) -> None:
+    if request.parent:
+        _relink_parent(partial, request.parent)
+    try:
+        sizes = manifest.file_sizes(partial)
+        if context.config.fsync:
+            for name in sizes:
+                files.sync_file(os.path.join(partial, name))
+        data = {
+            **facts,
+            "files": [{"name": name, "bytes": size} for name, size in sizes.items()],
+            "bytes": sum(sizes.values()),
+            "seconds": {
+                "freeze": clock["freeze"] - clock["begin"],
+                "dump": clock["dump"] - clock["freeze"],
+                "flush": time.monotonic() - clock["dump"],
+            },
+        }
+        files.write_atomically(os.path.join(partial, names.MANIFEST), manifest.encode(data), sync=context.config.fsync)
+    except OSError as err:
+        raise CaptureError(f"cannot write the checkpoint to {request.images}: {err.strerror}") from None
+
+
+def _relink_parent(partial: str, parent: str) -> None:
+    """The images were one directory deeper while they were written: CRIU's link to the dump before is relative to
+    them.
+    """
+    link = os.path.join(partial, names.PARENT_LINK)
+    if os.path.islink(link):
+        os.unlink(link)
+        os.symlink(parent, link)

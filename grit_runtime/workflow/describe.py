@@ -1,0 +1,120 @@
+"""What a manifest says about a container and its machine, gathered while the container is frozen; and the logs of
+failed calls.
+"""
+
+import os
+import shutil
+import time
+from typing import Any
+
+from grit_runtime import __version__, names
+from grit_runtime.downstream import State
+from grit_runtime.host import mounts, proc, run
+from grit_runtime.oci.bundle import Bundle
+from grit_runtime.workflow.context import Context
+
+KEPT_LOGS = 20
+_MAX_PROCESSES_LISTED = 1000
+
+
+def container(context: Context, state: State, bundle: Bundle) -> dict[str, Any]:
+    """The manifest without what only the finished dump knows."""
+    annotations = bundle.annotations
+    pod = {"namespace": names.POD_NAMESPACE, "name": names.POD_NAME, "uid": names.POD_UID, "sandbox": names.SANDBOX_ID}
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "container": {
+            "id": context.container,
+            "bundle": state.bundle,
+            "name": names.first(annotations, names.CONTAINER_NAME),
+            "image": names.first(annotations, names.IMAGE_NAME),
+            "imageDigest": names.first(annotations, names.IMAGE_DIGEST),
+            "pod": {word: names.first(annotations, keys) for word, keys in pod.items()},
+        },
+        "versions": _versions(context),
+        "machine": _machine(),
+        "namespaces": _namespaces(state.pid),
+        "processes": _processes(context),
+        "mounts": [_mount(entry) for entry in mounts.parse(proc.mountinfo(state.pid))],
+        "spec": bundle.config,
+    }
+
+
+def keep_log(directory: str, container_id: str, source: str) -> str:
+    """Keep a log of a failed call that would vanish with its directory; the oldest go beyond `KEPT_LOGS`.
+
+    Returns:
+        Where it is now, or an empty string if there was none or it can't be kept.
+    """
+    if not os.path.isfile(source):
+        return ""
+    target = os.path.join(
+        directory, f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{container_id[:64]}-{os.path.basename(source)}"
+    )
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        shutil.copyfile(source, target)
+        for old in sorted(os.listdir(directory))[:-KEPT_LOGS]:
+            os.unlink(os.path.join(directory, old))
+    except OSError:
+        return ""
+    return target
+
+
+def _versions(context: Context) -> dict[str, Any]:
+    timeout = context.config.timeouts.command
+    env = run.caller_environment()
+    criu = run.find_program("criu", env)
+    return {
+        "grit-runtime": __version__,
+        "downstream": {"path": context.downstream.program, "version": context.downstream.version(timeout=timeout)},
+        "criu": _criu_version(criu, timeout) if criu else None,
+        "kernel": os.uname().release,
+    }
+
+
+def _criu_version(program: str, timeout: float) -> str | None:
+    try:
+        result = run.run([program, "--version"], timeout=timeout)
+    except OSError:
+        return None
+    return result.out.splitlines()[0].removeprefix("Version: ") if result.ok and result.out else None
+
+
+def _machine() -> dict[str, Any]:
+    """What CRIU compares of two CPUs, and what people do (proc_cpuinfo(5), the first processor)."""
+    found: dict[str, str] = {}
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            name, _, value = line.partition(":")
+            if not line.strip():
+                break
+            found[name.strip()] = value.strip()
+    return {
+        "architecture": os.uname().machine,
+        "cpu": {
+            "vendor": found.get("vendor_id"),
+            "model": found.get("model name"),
+            "flags": found.get("flags", "").split(),
+        },
+    }
+
+
+def _namespaces(pid: int) -> dict[str, str | None]:
+    return {kind: proc.namespace(pid, kind) for kind in proc.NAMESPACES}
+
+
+def _processes(context: Context) -> list[dict[str, Any]]:
+    pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
+    found = [{"pid": proc.inner_pid(pid), "command": proc.command_line(pid)} for pid in pids[:_MAX_PROCESSES_LISTED]]
+    return [entry for entry in found if entry["pid"] is not None]
+
+
+def _mount(entry: mounts.MountEntry) -> dict[str, Any]:
+    return {
+        "destination": entry.mountpoint,
+        "root": entry.root,
+        "source": entry.source,
+        "type": entry.fstype,
+        "options": entry.options.split(","),
+    }

@@ -1,0 +1,120 @@
+"""Effects on containers. Each holds all that undoing needs, for it may be another process that undoes it."""
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+from grit_runtime import names
+from grit_runtime.downstream import Downstream
+from grit_runtime.errors import DownstreamError
+from grit_runtime.host import cgroups, mounts
+from grit_runtime.host.transaction import Effect
+
+_DOES_NOT_EXIST = "does not exist"  # runc and crun, of a container
+
+
+def downstream_of(program: str, options: list[str], root: str) -> Downstream:
+    """The downstream as an effect or a journal's header keeps it."""
+    return Downstream(program=program, options=tuple(options), root=root)
+
+
+@dataclass(frozen=True)
+class Pause(Effect):
+    """Freeze a running container; undone by resuming it."""
+
+    kind: ClassVar[str] = "pause"
+    program: str
+    options: list[str]
+    root: str
+    container: str
+    timeout: float
+
+    def describe(self) -> str:
+        return f"pause container {self.container}"
+
+    def apply(self) -> None:
+        self._downstream().require("pause", self.container, timeout=self.timeout)
+
+    def undo(self) -> None:
+        resume(self._downstream(), self.container, self.timeout)
+
+    def _downstream(self) -> Downstream:
+        return downstream_of(self.program, self.options, self.root)
+
+
+def resume(downstream: Downstream, container: str, timeout: float) -> None:
+    """Thaw a container if it is frozen and still there."""
+    try:
+        if downstream.state(container, timeout=timeout).status == names.PAUSED:
+            downstream.require("resume", container, timeout=timeout)
+    except DownstreamError as err:
+        if _DOES_NOT_EXIST not in str(err):
+            raise
+
+
+@dataclass(frozen=True)
+class RestoredContainer(Effect):
+    """A container that a restore makes; undone by killing and deleting whatever there is of it.
+
+    A runc that is killed within `restore` leaves more than `runc delete --force` knows of: tasks in its cgroups, the
+    bind of the rootfs at `<root>/<id>/criu-root`, temporary binds of the new mounts' sources below the rootfs
+    (prepareCriuRestoreMounts). The binds go first: `runc delete` of a container without a state file removes its
+    directory with everything under it, the rootfs behind that bind included.
+    """
+
+    kind: ClassVar[str] = "restored-container"
+    program: str
+    options: list[str]
+    root: str
+    container: str
+    rootfs: str
+    mounted: list[str]
+    """What was mounted at the rootfs and below it before."""
+    cgroups_path: str
+    systemd: bool
+    timeout: float
+
+    def describe(self) -> str:
+        return f"restore container {self.container}"
+
+    def apply(self) -> None:
+        return
+
+    def undo(self) -> None:
+        downstream = downstream_of(self.program, self.options, self.root)
+        state_directory = os.path.join(self.root, self.container)
+        if os.path.isfile(os.path.join(state_directory, "state.json")):
+            downstream.call("delete", "--force", self.container, timeout=self.timeout)
+        for path in reversed(mounts.at_or_below(state_directory)):
+            mounts.unmount(path)
+        self._unmount_below_rootfs()
+        if os.path.lexists(state_directory):
+            downstream.call("delete", "--force", self.container, timeout=self.timeout)
+        found = cgroups.directories(self.cgroups_path, self.container, systemd=self.systemd)
+        if not cgroups.clear(found, timeout=self.timeout):
+            raise OSError(f"processes are left in {', '.join(found)}")
+
+    def _unmount_below_rootfs(self) -> None:
+        before = list(self.mounted)
+        for path in reversed(mounts.at_or_below(self.rootfs)):
+            if path in before:
+                before.remove(path)
+            else:
+                mounts.unmount(path)
+
+
+def restored_container(
+    downstream: Downstream, container: str, rootfs: str, cgroups_path: str, timeout: float
+) -> RestoredContainer:
+    """A `RestoredContainer` that remembers what is mounted now."""
+    return RestoredContainer(
+        program=downstream.program,
+        options=list(downstream.options),
+        root=downstream.root,
+        container=container,
+        rootfs=rootfs,
+        mounted=mounts.at_or_below(rootfs),
+        cgroups_path=cgroups_path,
+        systemd="--systemd-cgroup" in downstream.options or "-systemd-cgroup" in downstream.options,
+        timeout=timeout,
+    )

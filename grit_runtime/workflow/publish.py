@@ -1,0 +1,78 @@
+"""The end of a capture: a complete dump becomes the checkpoint, and the container goes its way.
+
+Every step can be done again: a later process goes on from wherever a killed one was.
+"""
+
+import os
+import shutil
+from typing import Any
+
+from grit_runtime import names
+from grit_runtime.checkpoint import manifest
+from grit_runtime.errors import CaptureError, GritError
+from grit_runtime.host import files
+from grit_runtime.workflow.effects import downstream_of, resume
+
+PUBLISHING = "publishing"  # the phase of a journal from which recovery goes forward
+
+
+def finish(header: dict[str, Any]) -> None:
+    """Publish the images, then kill the container or let it run on, as the journal's header says.
+
+    Raises:
+        CaptureError: the checkpoint stands, but the container could not be removed.
+        OSError: the images could not be moved.
+    """
+    publish(header["images"])
+    downstream = downstream_of(header["program"], header["options"], header["root"])
+    container, timeout = header["container"], header["timeout"]
+    if not header["leave_running"]:
+        result = downstream.call("delete", "--force", container, timeout=timeout)
+        if not result.ok and downstream.has(container):
+            raise CaptureError(
+                f"the checkpoint is complete, but container {container} could not be removed: {result.err}"
+            )
+    elif not header["paused"]:
+        resume(downstream, container, timeout)
+
+
+def publish(images: str) -> None:
+    """Move a complete dump up into its directory, the manifest last; an older checkpoint's manifest goes first, its
+    files then.
+    """
+    partial = os.path.join(images, names.PARTIAL)
+    if not os.path.isdir(partial):
+        return
+    if os.path.lexists(os.path.join(partial, names.MANIFEST)):
+        _remove_older(images)
+        for name in sorted(set(os.listdir(partial)) - {names.MANIFEST}):
+            _move_up(partial, images, name)
+        files.sync_directory(images)
+        os.rename(os.path.join(partial, names.MANIFEST), os.path.join(images, names.MANIFEST))
+    os.rmdir(partial)
+    files.sync_directory(images)
+
+
+def _remove_older(images: str) -> None:
+    """Remove the checkpoint that lies here, its manifest first so that it counts as incomplete from now on."""
+    try:
+        listed = manifest.read(images)
+    except GritError:
+        listed = None
+    try:
+        os.unlink(os.path.join(images, names.MANIFEST))
+    except FileNotFoundError:
+        return
+    for name in listed.sizes if listed else ():
+        if "/" not in name:
+            try:
+                os.unlink(os.path.join(images, name))
+            except FileNotFoundError:
+                continue
+
+
+def _move_up(partial: str, images: str, name: str) -> None:
+    target = os.path.join(images, name)
+    if os.path.isdir(target) and not os.path.islink(target):
+        shutil.rmtree(target)
+    os.rename(os.path.join(partial, name), target)

@@ -1,0 +1,63 @@
+"""Putting right what a killed call left, from its journal alone."""
+
+import os
+from collections.abc import Iterator
+
+from grit_runtime.host import effects as file_effects
+from grit_runtime.host import files
+from grit_runtime.host.transaction import Record, append, read_journal, undo_all
+from grit_runtime.host.workspace import Workspace
+from grit_runtime.workflow import effects, publish
+
+CREATED = "created"  # the phase of a restored container that waits for `start`: nothing is under way
+
+# A journal names effects by their kind: the modules that define them must be there.
+EFFECTS = (file_effects, effects)
+
+
+def settle(workspace: Workspace) -> Record | None:
+    """Finish or undo what a killed call left in a workspace that we have locked.
+
+    Returns:
+        The journal of a restored container that waits for `start`: that one is left as it is. Otherwise None, and the
+        journal is gone.
+
+    Raises:
+        RecoveryError: something could not be undone; the journal stays.
+    """
+    record = read_journal(workspace.journal)
+    if record is not None and record.phase == CREATED:
+        return record
+    unwind(workspace, record)
+    return None
+
+
+def unwind(workspace: Workspace, record: Record | None) -> None:
+    """Finish a capture whose images were complete, undo anything else, and empty the workspace."""
+    if record is not None and record.phase == publish.PUBLISHING:
+        publish.finish(record.header)
+    elif record is not None:
+        fd = os.open(workspace.journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            undo_all(record.effects, lambda entry: append(fd, entry))
+        finally:
+            os.close(fd)
+    for name in os.listdir(workspace.path):
+        path = workspace.file(name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            files.remove_tree(path)
+        else:
+            os.unlink(path)
+
+
+def workspaces(state_dir: str) -> Iterator[tuple[str, str]]:
+    """Every workspace that exists, as its path and the container's id."""
+    try:
+        roots = sorted(os.listdir(state_dir))
+    except OSError:
+        return
+    for root in roots:
+        directory = os.path.join(state_dir, root)
+        if os.path.isdir(directory):
+            for container in sorted(os.listdir(directory)):
+                yield os.path.join(directory, container), container

@@ -1,0 +1,48 @@
+"""Runs grit-runtime from the source tree, with a kill at a chosen step: what the launcher would do, and a fault that is injected, not slept.
+
+A step is a journal line that is about to be written, the same line written, or a name in a file system that is about to change. With
+GRIT_TEST_STEPS, the number of steps is written to that file at the end; with GRIT_TEST_KILL_AT=N, the process kills itself at step N.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from grit_runtime import __main__
+from grit_runtime.host import transaction
+
+_steps = 0
+
+
+def _step() -> None:
+    global _steps
+    _steps += 1
+    if os.environ.get("GRIT_TEST_STEPS"):
+        Path(os.environ["GRIT_TEST_STEPS"]).write_text(str(_steps))
+    if os.environ.get("GRIT_TEST_KILL_AT") == str(_steps):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _counted(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        _step()
+        result = function(*args, **kwargs)
+        if after:
+            _step()
+        return result
+
+    return counting
+
+
+if os.environ.get("GRIT_TEST_STEPS") or os.environ.get("GRIT_TEST_KILL_AT"):
+    transaction.append = _counted(transaction.append, after=True)
+    os.rename = _counted(os.rename, after=True)
+    os.rmdir = _counted(os.rmdir, after=False)
+    os.mkdir = _counted(os.mkdir, after=True)
+
+sys.exit(__main__.main(["verb", "-", "grit-runtime", *sys.argv[1:]]))

@@ -1,0 +1,48 @@
+"""What tests need of the machine: one table. A test says `@pytest.mark.needs("root", "runc", "criu")`.
+
+In CI (`CI` is set) a missing requirement is a failure, not a skip; the GPU aside.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNTIME = Path(os.environ.get("GRIT_RUNTIME_UNDER_TEST", ROOT / "build/prefix/bin/grit-runtime"))
+
+
+def _program(name: str) -> Callable[[], str | None]:
+    return lambda: None if shutil.which(name) else f"{name} is not in PATH"
+
+
+def _criu() -> str | None:
+    if shutil.which("criu") is None:
+        return "criu is not in PATH"
+    said = subprocess.run(["criu", "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"Version: (\d+)\.(\d+)(?:\.(\d+))?", said)
+    version = tuple(int(part or 0) for part in found.groups()) if found else (0,)
+    return None if version >= (4, 1, 1) else f"criu is older than 4.1.1: {said.splitlines()[:1]}"
+
+
+# Name to a check that returns why it is missing, or None.
+CHECKS: dict[str, Callable[[], str | None]] = {
+    "root": lambda: None if os.geteuid() == 0 else "the tests must run as root",
+    "runc": _program("runc"),
+    "criu": _criu,
+    "containerd": _program("containerd"),
+    "cc": _program("cc"),
+    "busybox": _program("busybox"),
+    "runtime": lambda: None if RUNTIME.exists() else f"{RUNTIME} is not built: `make build`",
+    "gpu": lambda: None if Path("/proc/driver/nvidia/gpus").is_dir() else "no NVIDIA GPU",
+}
+MAY_BE_MISSING_IN_CI = frozenset({"gpu"})
+
+
+def missing(name: str) -> str | None:
+    """Why the machine lacks `name`, or None. An unknown name is a mistake in the test."""
+    if name not in CHECKS:
+        raise ValueError(f"unknown requirement {name!r}: it is not in tests/requirements.py")
+    return CHECKS[name]()
