@@ -8,7 +8,7 @@ import click
 from grit_runtime import __version__
 from grit_runtime.config import Config
 from grit_runtime.errors import BusyError, DownstreamError, GritError
-from grit_runtime.host.workspace import open_existing
+from grit_runtime.host.workspace import open_existing, remove_if_empty
 from grit_runtime.oci.argv import Invocation
 from grit_runtime.workflow import recover as recovery
 from grit_runtime.workflow.effects import downstream_of
@@ -49,6 +49,8 @@ def recover(config: Config) -> int:
         except GritError as err:
             outcome, failed = str(err), 1
         click.echo(f"{container}: {outcome}")
+    for path in recovery.roots(config.state_dir):
+        remove_if_empty(path)
     return failed
 
 

@@ -14,7 +14,11 @@ from grit_runtime.errors import CheckpointError
 MAX_IMAGE_BYTES = 64 << 20  # of a small image: a million mounts would fit
 MAX_PROCESSES = 1 << 16
 
-_TASK_STOPPED = 3  # criu/include/task-state? images/core.proto: task_state, compel/include/uapi/task-state.h
+# compel/include/uapi/task-state.h; core.proto, task_state
+_TASK_DEAD = 2
+_TASK_STOPPED = 3
+# criu/include/magic.h: IMG_COMMON_MAGIC and IMG_SERVICE_MAGIC stand before an image's own.
+_COMMON_MAGIC = ((0x54564319).to_bytes(4, "little"), (0x55105940).to_bytes(4, "little"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,8 @@ class ImageProcess:
     pid: int
     ppid: int
     threads: int
-    stopped: bool
+    stopped: bool = False
+    zombie: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,22 +131,24 @@ def _processes(path: str, files: tuple[str, ...]) -> list[ImageProcess]:
     if len(entries) > MAX_PROCESSES:
         raise CheckpointError(f"image {os.path.join(path, 'pstree.img')} holds {len(entries)} processes")
     present = frozenset(files)
+    states = {entry["pid"]: _task_state(path, f"core-{entry['pid']}.img", present) for entry in entries}
     return [
         ImageProcess(
             pid=entry["pid"],
             ppid=entry["ppid"],
             threads=len(entry.get("threads", ())),
-            stopped=_is_stopped(path, f"core-{entry['pid']}.img", present),
+            stopped=states[entry["pid"]] == _TASK_STOPPED,
+            zombie=states[entry["pid"]] == _TASK_DEAD,
         )
         for entry in entries
     ]
 
 
-def _is_stopped(path: str, name: str, present: frozenset[str]) -> bool:
+def _task_state(path: str, name: str, present: frozenset[str]) -> int:
     if name not in present:
-        return False
+        return 0
     entries = _load(path, name, "CORE")
-    return bool(entries) and entries[0].get("tc", {}).get("task_state") == _TASK_STOPPED
+    return int(entries[0].get("tc", {}).get("task_state", 0)) if entries else 0
 
 
 def _load(path: str, name: str, magic: str) -> list[dict[str, Any]]:
@@ -155,7 +162,9 @@ def _decode(path: str, name: str, magic: str) -> dict[str, Any]:
         if os.stat(file).st_size > MAX_IMAGE_BYTES:
             raise CheckpointError(f"image {file} is larger than {MAX_IMAGE_BYTES >> 20} MiB")
         with open(file, "rb") as stream:
-            image: dict[str, Any] = _pycriu().load(stream)
+            data = stream.read()
+        _check_framing(file, data)
+        image: dict[str, Any] = _pycriu().loads(data)
     except OSError as err:
         raise CheckpointError(f"cannot read image {file}: {err.strerror}") from None
     except CheckpointError:
@@ -167,6 +176,15 @@ def _decode(path: str, name: str, magic: str) -> dict[str, Any]:
     if image["magic"] != magic:
         raise CheckpointError(f"image {file} is a {image['magic']} image, not {magic}")
     return image
+
+
+def _check_framing(file: str, data: bytes) -> None:
+    """Each message stands behind its size, and the last must end where the file does: pycriu takes what a cut left."""
+    offset = 8 if data[:4] in _COMMON_MAGIC else 4
+    while offset + 4 <= len(data):
+        offset += 4 + int.from_bytes(data[offset : offset + 4], "little")
+    if offset != len(data):
+        raise CheckpointError(f"image {file} is damaged: it was cut short, or is no CRIU image")
 
 
 @functools.cache

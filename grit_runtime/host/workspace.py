@@ -53,7 +53,7 @@ class Workspace:
                 if os.path.exists(self.journal):
                     os.unlink(self.journal)
                 files.remove_tree(self.path)
-                _remove_if_empty(os.path.dirname(self.path))
+                remove_if_empty(os.path.dirname(self.path))
         finally:
             os.close(self._fd)
             self._fd = -1
@@ -134,7 +134,10 @@ def _lock(fd: int, path: str, deadline: float) -> bool:
     return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
 
-def _remove_if_empty(path: str) -> None:
+def remove_if_empty(path: str) -> None:
+    """Remove a root's directory when its last workspace is gone; whoever makes a workspace there meanwhile tries
+    again.
+    """
     try:
         os.rmdir(path)
     except OSError:

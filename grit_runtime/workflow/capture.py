@@ -8,6 +8,7 @@ there stays until then.
 """
 
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class Request:
 
     images: str
     work: str
-    """Where CRIU logs; empty for beside the images, as runc has it."""
+    """Where CRIU logs; empty for beside the images, as runc has it, once the dump is complete."""
     parent: str
     leave_running: bool
     flags: tuple[str, ...]
@@ -142,10 +143,13 @@ def _dump(context: Context, transaction: Transaction, request: Request, partial:
     flags = [f"--{name}" for name in _RPC_FLAGS if options.pop(name, False) and f"--{name}" not in request.flags]
     text = conf.merge(options, _users_options(bundle, env), {})
     files.write_atomically(configuration, text.encode())
+    work = request.work or workspace.file("work")
+    if not request.work:
+        os.mkdir(work, 0o700)
     name, _, value = marker.partition("=")
     argv = context.downstream.argv(
         log_file, "checkpoint", "--leave-running", "--image-path", partial,
-        *(["--work-path", request.work] if request.work else []),
+        "--work-path", work,
         *(["--parent-path", os.path.join("..", request.parent)] if request.parent else []),
         *flags, *request.flags, context.container,
     )  # fmt: skip
@@ -154,8 +158,10 @@ def _dump(context: Context, transaction: Transaction, request: Request, partial:
     )
     said = relay(context.log, log_file)
     if not result.ok:
-        raise _failed(context, request, partial, said, result)
+        raise _failed(context, request, work, said, result)
     transaction.undo(programs)
+    if not request.work:
+        _keep_beside_images(work, partial)
 
 
 def _users_options(bundle: bundles.Bundle, env: dict[str, str]) -> str:
@@ -169,9 +175,17 @@ def _users_options(bundle: bundles.Bundle, env: dict[str, str]) -> str:
     return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts if text)
 
 
-def _failed(context: Context, request: Request, partial: str, said: str, result: run.Result) -> CaptureError:
-    """The error of a failed dump. Its log is about to be removed if it lies among the images."""
-    file = os.path.join(request.work or partial, "dump.log")
+def _keep_beside_images(work: str, partial: str) -> None:
+    """runc's default is to log among the images. While the dump runs our tmpfs is better: a full disk can't eat the
+    log.
+    """
+    for name in os.listdir(work):
+        shutil.copyfile(os.path.join(work, name), os.path.join(partial, name))
+
+
+def _failed(context: Context, request: Request, work: str, said: str, result: run.Result) -> CaptureError:
+    """The error of a failed dump. Its log is about to be removed if it lies in our workspace."""
+    file = os.path.join(work, "dump.log")
     cause = logs.reason(file) or said or result.err or result.describe()
     kept = file if request.work else describe.keep_log(context.config.log_dir, context.container, file)
     return CaptureError(

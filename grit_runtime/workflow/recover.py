@@ -50,14 +50,16 @@ def unwind(workspace: Workspace, record: Record | None) -> None:
             os.unlink(path)
 
 
+def roots(state_dir: str) -> list[str]:
+    """The directories that hold the workspaces of one downstream root each."""
+    try:
+        return [path for name in sorted(os.listdir(state_dir)) if os.path.isdir(path := os.path.join(state_dir, name))]
+    except OSError:
+        return []
+
+
 def workspaces(state_dir: str) -> Iterator[tuple[str, str]]:
     """Every workspace that exists, as its path and the container's id."""
-    try:
-        roots = sorted(os.listdir(state_dir))
-    except OSError:
-        return
-    for root in roots:
-        directory = os.path.join(state_dir, root)
-        if os.path.isdir(directory):
-            for container in sorted(os.listdir(directory)):
-                yield os.path.join(directory, container), container
+    for root in roots(state_dir):
+        for container in sorted(os.listdir(root)):
+            yield os.path.join(root, container), container

@@ -243,7 +243,8 @@ def _await_restore(process: subprocess.Popen[bytes], pid_file: str, timeout: flo
 def _verify(context: Context, request: Request, prepared: Prepared, pid: int) -> None:
     pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
     processes = prepared.images.processes
-    verify.restored(context.container, request.bundle, pids, pid, len(processes), processes[0].pid)
+    alive = sum(not process.zombie for process in processes)
+    verify.restored(context.container, request.bundle, pids, pid, alive, processes[0].pid)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

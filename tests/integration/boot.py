@@ -1,7 +1,9 @@
-"""Runs grit-runtime from the source tree, with a kill at a chosen step: what the launcher would do, and a fault that is injected, not slept.
+"""Runs grit-runtime from the source tree, with a kill at a chosen step: what the launcher would do, and a fault that is
+injected, not slept.
 
-A step is a journal line that is about to be written, the same line written, or a name in a file system that is about to change. With
-GRIT_TEST_STEPS, the number of steps is written to that file at the end; with GRIT_TEST_KILL_AT=N, the process kills itself at step N.
+A step is a journal line that is about to be written, the same line written, or a name in a file system that is about to
+change. With GRIT_TEST_STEPS, the number of steps is written to that file at the end; with GRIT_TEST_KILL_AT=N, the
+process kills itself at step N.
 """
 
 import os
@@ -41,8 +43,8 @@ def _counted(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]
 
 if os.environ.get("GRIT_TEST_STEPS") or os.environ.get("GRIT_TEST_KILL_AT"):
     transaction.append = _counted(transaction.append, after=True)
-    os.rename = _counted(os.rename, after=True)
+    os.rename = _counted(os.rename, after=False)
     os.rmdir = _counted(os.rmdir, after=False)
-    os.mkdir = _counted(os.mkdir, after=True)
+    os.mkdir = _counted(os.mkdir, after=False)
 
 sys.exit(__main__.main(["verb", "-", "grit-runtime", *sys.argv[1:]]))

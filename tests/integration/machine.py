@@ -1,4 +1,6 @@
-"""A place for real containers: bundles with kubelet's kind of mounts, real runc and CRIU, and proof that nothing is left."""
+"""A place for real containers: bundles with kubelet's kind of mounts, real runc and CRIU, and proof that nothing is
+left.
+"""
 
 import json
 import os
@@ -62,7 +64,12 @@ class Bundle:
         """Add annotations; `__` stands for what Python's names can't hold."""
         words = {"checkpoint": "grit.dev/checkpoint", "restore_name": "grit.dev/restore-name"}
         cri = "io.kubernetes.cri."
-        known = {**words, "type": f"{cri}container-type", "name": f"{cri}container-name", "namespace": f"{cri}sandbox-namespace"}
+        known = {
+            **words,
+            "type": f"{cri}container-type",
+            "name": f"{cri}container-name",
+            "namespace": f"{cri}sandbox-namespace",
+        }
         self.edit(lambda c: c.setdefault("annotations", {}).update({known[k]: v for k, v in annotations.items()}))
 
 
@@ -120,14 +127,29 @@ class Machine:
         """Run grit-runtime as containerd does; `err` is the last error of its log, as containerd reads it."""
         log = self.path / "log.json"
         log.unlink(missing_ok=True)
-        options = ["--root", str(self.root), "--log", str(log), "--log-format", "json"]
-        ran = self._run([sys.executable, "-I", str(BOOT), *options, *args], env)
+        ran = self._run(self.argv(*args), env)
         entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         errors = [entry["msg"] for entry in entries if entry["level"] == "error"]
         if errors:
             assert "\n" not in errors[-1]
             assert entries[-1]["level"] == "error", "the last line of the log is not the error"
         return Ran(code=ran.code, out=ran.out, err=errors[-1] if errors else ran.err)
+
+    def argv(self, *args: str) -> list[str]:
+        """grit-runtime's command line as containerd's."""
+        options = ["--root", str(self.root), "--log", str(self.path / "log.json"), "--log-format", "json"]
+        return [sys.executable, "-I", str(BOOT), *options, *args]
+
+    def wait_for_effect(self, kind: str) -> Path:
+        """Wait until a journal holds an applied effect of this kind."""
+        found: list[Path] = []
+
+        def there() -> bool:
+            found[:] = [j for j in self.state.rglob("journal") if f'"effect":"{kind}"' in j.read_text()]
+            return bool(found)
+
+        self.wait(there)
+        return found[0]
 
     def start(self, name: str, bundle: Bundle) -> None:
         """Run a container with plain runc and wait until it counts."""

@@ -93,7 +93,8 @@ def test_the_manifest_says_what_a_restore_needs(machine: Machine) -> None:
     assert manifest["machine"]["cpu"]["flags"]
     assert {"/data", "/etc/hostname"} <= {mount["destination"] for mount in manifest["mounts"]}
     assert manifest["namespaces"]["net"].startswith("net:[")
-    assert [p for p in manifest["processes"] if p["pid"] == 1][0]["command"][0] == "/bin/sh"
+    first = next(process for process in manifest["processes"] if process["pid"] == 1)
+    assert first["command"][0] == "/bin/sh"
     sizes = {entry["name"]: entry["bytes"] for entry in manifest["files"]}
     assert sizes == {f.name: f.stat().st_size for f in images.iterdir() if f.name != "grit.json"}
     assert manifest["bytes"] == sum(sizes.values())
@@ -242,7 +243,9 @@ def test_the_users_criu_configuration_is_merged(machine: Machine) -> None:
     users.write_text("log-file users-name.log\n")
     new.edit(lambda c: c.setdefault("annotations", {}).update({"org.criu.config": str(users)}))
     work = machine.path / "work"
-    machine.grit("restore", "-d", "--image-path", str(images), "--work-path", str(work), "-b", str(new.path), "new").ok()
+    machine.grit(
+        "restore", "-d", "--image-path", str(images), "--work-path", str(work), "-b", str(new.path), "new"
+    ).ok()
     machine.counts(new)
     assert (work / "users-name.log").exists()
     assert new.config()["annotations"] == {"org.criu.config": str(users)}

@@ -1,0 +1,174 @@
+"""SIGKILL at every step of a capture and of a restore: nothing is lost, nothing is left, a second attempt works.
+
+A first run counts the steps (journal lines, and changes of names in the file system); then every one of them is killed
+at once each.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.machine import Machine, tree
+
+pytestmark = [pytest.mark.needs("root", "runc", "criu", "busybox"), pytest.mark.timeout(600)]
+
+
+def _steps(machine: Machine, *args: str) -> int:
+    file = machine.path / "steps"
+    machine.grit(*args, GRIT_TEST_STEPS=str(file)).ok()
+    return int(file.read_text())
+
+
+def _killed(machine: Machine, step: int, *args: str) -> bool:
+    """Kill a call at a step; False if it ended before (the number of images varies with the moment of the dump)."""
+    ran = machine.grit(*args, GRIT_TEST_KILL_AT=str(step))
+    assert ran.code in (-9, 0), f"step {step}: {ran}"
+    return ran.code == -9
+
+
+def test_a_capture_killed_at_any_step_costs_nothing(machine: Machine) -> None:
+    bundle = machine.bundle("c")
+    machine.start("c", bundle)
+    probe = machine.checkpoints / "probe"
+    steps = _steps(machine, "checkpoint", "--leave-running", "--image-path", str(probe), "c")
+    killed = 0
+    for step in range(1, steps + 1):
+        flags = ("--leave-running",) if step % 2 else ()
+        images = machine.checkpoints / f"step-{step}"
+        killed += _killed(machine, step, "checkpoint", *flags, "--image-path", str(images), "c")
+
+        assert "could not" not in machine.grit("recover").ok().out
+        assert machine.leftovers() == [], f"step {step}"
+        whole = (images / "grit.json").exists()
+        if whole:
+            sizes = {entry["name"]: entry["bytes"] for entry in json.loads((images / "grit.json").read_text())["files"]}
+            assert sizes == {f.name: f.stat().st_size for f in images.iterdir() if f.name != "grit.json"}
+        else:
+            assert not images.exists(), f"step {step}: {list(images.iterdir())}"
+        if machine.containers():
+            machine.counts(bundle)
+        else:
+            assert whole
+            assert not flags
+            machine.grit("restore", "-d", "--image-path", str(images), "-b", str(bundle.path), "c").ok()
+            machine.counts(bundle)
+    assert killed > 40
+    machine.grit("checkpoint", "--image-path", str(machine.checkpoints / "last"), "c").ok()
+
+
+@pytest.mark.parametrize("verb", ["create", "restore"])
+def test_a_restore_killed_at_any_step_leaves_nothing_and_the_next_call_works(machine: Machine, verb: str) -> None:
+    machine.start("old", machine.bundle("old"))
+    images = machine.checkpoints / "ns/first/app/checkpoint"
+    machine.grit("checkpoint", "--image-path", str(images), "old").ok()
+    new = machine.bundle("new")
+    new.annotate(type="container", name="app", namespace="ns", restore_name="first")
+    args = {
+        "create": ("create", "--bundle", str(new.path), "--pid-file", str(machine.path / "pid"), "new"),
+        "restore": (
+            "restore",
+            "-d",
+            "--image-path",
+            str(images),
+            "--bundle",
+            str(new.path),
+            "--pid-file",
+            str(machine.path / "pid"),
+            "new",
+        ),
+    }[verb]
+    pristine, before = tree(images), new.config()
+    steps = _steps(machine, *args)
+    machine.grit("delete", "--force", "new").ok()
+    (machine.path / "pid").unlink()
+    (new.data / "out").unlink(missing_ok=True)
+    for step in range(1, steps + 1):
+        assert _killed(machine, step, *args)
+        if step % 2:
+            machine.grit("recover").ok()
+            if _is_whole(machine):
+                machine.grit("delete", "--force", "new").ok()
+                (machine.path / "pid").unlink(missing_ok=True)
+            assert machine.leftovers() == [], f"step {step}"
+            assert machine.containers() == [], f"step {step}"
+            assert not (machine.path / "pid").exists(), f"step {step}"
+        else:
+            machine.grit("delete", "--force", "new").ok()
+            (machine.path / "pid").unlink(missing_ok=True)
+            assert machine.containers() == [], f"step {step}"
+        assert _processes_below(new.path) == [], f"step {step}"
+        assert new.config() == before, f"step {step}"
+        assert tree(images) == pristine, f"step {step}"
+        (new.data / "out").unlink(missing_ok=True)
+    machine.grit(*args).ok()
+    if verb == "create":
+        machine.grit("start", "new").ok()
+    machine.counts(new)
+
+
+def test_a_killed_create_is_undone_by_the_next_create(machine: Machine) -> None:
+    machine.start("old", machine.bundle("old"))
+    machine.grit("checkpoint", "--image-path", str(machine.checkpoints / "ns/first/app/checkpoint"), "old").ok()
+    new = machine.bundle("new")
+    new.annotate(type="container", name="app", namespace="ns", restore_name="first")
+    args = ("create", "--bundle", str(new.path), "new")
+    assert _killed(machine, 12, *args)
+    assert machine.state.exists()
+    machine.grit(*args).ok()
+    machine.grit("start", "new").ok()
+    machine.counts(new)
+
+
+def test_runc_killed_within_a_restore_leaves_no_mount_and_no_task(machine: Machine) -> None:
+    """The downstream and CRIU go on when we are killed: recovery ends them first, wherever they are."""
+    machine.start("old", machine.bundle("old"))
+    images = machine.checkpoints / "images"
+    machine.grit("checkpoint", "--image-path", str(images), "old").ok()
+    new = machine.bundle("new")
+    for delay in (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08):
+        pid = os.fork()
+        if pid == 0:
+            _exec(machine, images, new.path)
+        journal = machine.wait_for_effect("programs")
+        assert journal
+        time.sleep(delay)
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        machine.grit("recover").ok()
+        assert machine.leftovers() == [], f"after {delay} s"
+        assert machine.containers() == [], f"after {delay} s"
+        assert _processes_below(new.path) == [], f"after {delay} s"
+        assert (new.path / "rootfs/bin/busybox").exists(), "the rootfs was removed through a bind"
+        (new.data / "out").unlink(missing_ok=True)
+    machine.grit("restore", "-d", "--image-path", str(images), "--bundle", str(new.path), "new").ok()
+    machine.counts(new)
+
+
+def _exec(machine: Machine, images: Path, bundle: Path) -> None:
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    argv = machine.argv("restore", "-d", "--image-path", str(images), "--bundle", str(bundle), "new")
+    os.execve(argv[0], argv, {**os.environ, "GRIT_RUNTIME_CONFIG": str(machine.config)})
+
+
+def _is_whole(machine: Machine) -> bool:
+    """The kill came after the last effect: then the restored container stands."""
+    return machine.status("new") == "running"
+
+
+def _processes_below(path: Path) -> list[int]:
+    """Processes whose root or programs lie below `path`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if os.readlink(entry / "root").startswith(str(path)) or b"/data/out" in b" ".join(words):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
