@@ -71,8 +71,8 @@ def _serve(reason: str, argv: tuple[str, ...], ignored: frozenset[str], invocati
         from grit_runtime import cli
 
         return cli.run(config, invocation)
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     return _dispatch(Call(argv=argv, ignored_signals=ignored, invocation=invocation, config=config, log=log))
 
 

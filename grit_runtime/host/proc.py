@@ -89,6 +89,15 @@ def send_signal(pid: int, number: int) -> bool:
     return True
 
 
+def finish_undisturbed() -> None:
+    """From here on a polite signal doesn't interrupt us: what goes on is short, and half of it would be worse than all.
+
+    A handler, not SIG_IGN: that would be inherited by what we execute.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+
+
 def with_environment(entry: str) -> list[int]:
     """The processes whose environment holds `entry` (`NAME=value`): what one of our calls started and what that
     started.

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from grit_runtime.errors import GritError, RecoveryError
+from grit_runtime.host import proc
 from grit_runtime.host.workspace import Workspace
 
 _KINDS: dict[str, type["Effect"]] = {}
@@ -98,6 +99,7 @@ class Transaction:
         Raises:
             RecoveryError: as `rollback`, if `err` is none of our errors and so has no message for the user.
         """
+        proc.finish_undisturbed()
         try:
             self.rollback()
         except RecoveryError as failure:

@@ -18,7 +18,7 @@ from grit_runtime.checkpoint import manifest
 from grit_runtime.criu import conf, logs
 from grit_runtime.downstream import State, relay
 from grit_runtime.errors import BundleError, CaptureError
-from grit_runtime.host import effects, files, run
+from grit_runtime.host import effects, files, proc, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import open_workspace
 from grit_runtime.oci import bundle as bundles
@@ -74,6 +74,7 @@ def capture(context: Context, request: Request) -> None:
         _dump(context, transaction, request, partial, bundle)
         clock["dump"] = time.monotonic()
         _write_manifest(context, request, partial, facts, clock)
+        proc.finish_undisturbed()
         transaction.phase(publish.PUBLISHING)
     except BaseException as err:
         transaction.abort(err)

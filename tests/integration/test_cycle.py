@@ -38,8 +38,7 @@ def test_a_container_comes_back_with_new_sources_and_goes_on_from_where_it_was(m
 
     machine.counts(new)
     assert new.numbers()[0] == last + 1
-    machine.wait(lambda: (new.data / "look").exists())
-    assert (new.data / "look").read_text() == "new\ntoken of new\n"
+    machine.wait(lambda: (new.data / "look").read_text() == "new\ntoken of new\n")
     assert machine.state.exists() is False or list(machine.state.iterdir()) == []
 
 
@@ -257,7 +256,7 @@ def test_a_signal_to_the_runtime_undoes_what_was_begun(machine: Machine) -> None
     pid = os.fork()
     if pid == 0:
         os._exit(machine.grit("checkpoint", "--image-path", str(machine.checkpoints / "x"), "old").code)
-    machine.wait(lambda: (machine.checkpoints / "x/.grit-partial").exists())
+    machine.wait_for_effect("programs")
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         os.kill(int(child), signal.SIGTERM)
     _, status = os.waitpid(pid, 0)
