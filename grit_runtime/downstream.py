@@ -37,6 +37,11 @@ class Downstream:
     options: tuple[str, ...]
     root: str
 
+    @property
+    def systemd_cgroup(self) -> bool:
+        """Whether the caller has systemd make the cgroups."""
+        return any(word.lstrip("-") == "systemd-cgroup" for word in self.options)
+
     def argv(self, log_file: str, verb: str, *args: str) -> list[str]:
         """A command line of ours."""
         return [self.program, *self.options, "--log", log_file, "--log-format", "json", verb, *args]

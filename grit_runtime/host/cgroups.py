@@ -24,9 +24,9 @@ def directories(cgroups_path: str, container: str, *, systemd: bool) -> list[str
     own cgroup (v1) or its parent (v2, fs2/defaultpath.go); with the systemd driver it is `slice:prefix:name`; an empty
     one is the container's id.
     """
-    inner = _systemd_path(cgroups_path, container) if systemd else cgroups_path or container
     if is_unified():
-        return _existing([os.path.join(MOUNT, _anchored(inner, os.path.dirname(proc.cgroups("self").get("", "/"))))])
+        return _existing([MOUNT + unified_path(cgroups_path, container, systemd=systemd)])
+    inner = _inner(cgroups_path, container, systemd)
     own = proc.cgroups("self")
     found = []
     for controllers, current in own.items():
@@ -34,6 +34,12 @@ def directories(cgroups_path: str, container: str, *, systemd: bool) -> list[str
         for directory in {name, *name.split(",")} - {""}:
             found.append(os.path.join(MOUNT, directory, _anchored(inner, current)))
     return _existing(found)
+
+
+def unified_path(cgroups_path: str, container: str, *, systemd: bool) -> str:
+    """The container's cgroup on cgroup v2, as /proc/PID/cgroup shows it; see `directories`."""
+    own = os.path.dirname(proc.cgroups("self").get("", "/"))
+    return "/" + _anchored(_inner(cgroups_path, container, systemd), own)
 
 
 def processes(directory: str) -> list[int]:
@@ -62,6 +68,10 @@ def clear(found: list[str], *, timeout: float) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
+
+
+def _inner(cgroups_path: str, container: str, systemd: bool) -> str:
+    return _systemd_path(cgroups_path, container) if systemd else cgroups_path or container
 
 
 def _anchored(inner: str, own: str) -> str:

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grit_runtime.host import files, proc
+from grit_runtime.host import files, mounts, proc
 from grit_runtime.host.transaction import Effect
 
 
@@ -116,6 +116,41 @@ class WriteFile(Effect):
         files.remove_temporary(self.path)
         if files.read_text(self.path) == self.content:
             os.unlink(self.path)
+
+
+@dataclass(frozen=True)
+class MountOptions(Effect):
+    """Let programs run that change the options of a mount of the host; undone by setting them as they were.
+
+    CRIU mounts cgroup2 for itself, in the host's cgroup namespace and without options (criu/cgroup.c, prepare_cgns and
+    the yard): the kernel then takes `nsdelegate` and `memory_recursiveprot` from the whole node
+    (kernel/cgroup/cgroup.c, cgroup_get_tree).
+    """
+
+    kind: ClassVar[str] = "mount-options"
+    path: str
+    options: str
+    super_options: str
+
+    def describe(self) -> str:
+        return f"keep the options of {self.path}"
+
+    def apply(self) -> None:
+        return
+
+    def undo(self) -> None:
+        current = [entry for entry in mounts.own() if entry.mountpoint == self.path]
+        if current and current[-1].super_options != self.super_options:
+            mounts.remount(self.path, self.options, self.super_options)
+
+
+def cgroup_options() -> list[MountOptions]:
+    """An effect for each cgroup2 mount of ours."""
+    return [
+        MountOptions(entry.mountpoint, entry.options, entry.super_options)
+        for entry in mounts.own()
+        if entry.fstype == "cgroup2"
+    ]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _ESCAPE = re.compile(r"\\([0-7]{3})")
+_MS_REMOUNT = 32
+# mount(2), sys/mount.h
+_MOUNT_FLAGS = {
+    "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21,
+}  # fmt: skip
 _MAX_LINKS = 255  # filepath-securejoin's bound
 
 
@@ -23,6 +28,7 @@ class MountEntry:
     options: str
     fstype: str
     source: str
+    super_options: str = ""
 
 
 def parse(text: str) -> list[MountEntry]:
@@ -43,19 +49,24 @@ def parse(text: str) -> list[MountEntry]:
                 options=fields[5],
                 fstype=tail[0],
                 source=_unescape(tail[1]),
+                super_options=tail[2] if len(tail) > 2 else "",
             )
         )
     return found
 
 
+def own() -> list[MountEntry]:
+    """The mounts of our own namespace."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+        return parse(stream.read())
+
+
 def at_or_below(path: str) -> list[str]:
     """The mountpoints of our own namespace at `path` or under it, in the order in which they were mounted."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
-        entries = parse(stream.read())
     real = os.path.realpath(path)
     return [
         entry.mountpoint
-        for entry in entries
+        for entry in own()
         if entry.mountpoint == real or entry.mountpoint.startswith(real.rstrip("/") + "/")
     ]
 
@@ -68,6 +79,22 @@ def unmount(path: str) -> None:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+
+
+def remount(path: str, options: str, super_options: str) -> None:
+    """Set the options of a mount and of its file system, as mountinfo writes them.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    flags = _MS_REMOUNT
+    for option in options.split(","):
+        flags |= _MOUNT_FLAGS.get(option, 0)
+    data = ",".join(option for option in super_options.split(",") if option not in ("rw", "ro"))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(None, os.fsencode(path), None, ctypes.c_ulong(flags), data.encode()) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
 

@@ -77,12 +77,10 @@ class Transaction:
 
     def undo(self, effect: Effect) -> None:
         """Take back one effect before the end."""
-        for number, known in self._effects:
-            if known is effect:
-                known.undo()
-                self._write({"undone": number})
-                self._effects.remove((number, known))
-                return
+        (number,) = [number for number, known in self._effects if known is effect]
+        effect.undo()
+        self._write({"undone": number})
+        self._effects.remove((number, effect))
 
     def rollback(self) -> None:
         """Undo everything, last first, and forget the transaction.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from grit_runtime.errors import UsageError
 
 GLOBAL_VALUES = frozenset({"log", "log-format", "root", "rootless", "criu", "cgroup-manager", "log-level"})
-GLOBAL_SWITCHES = frozenset({"debug", "systemd-cgroup", "version", "v", "help", "h"})
+GLOBAL_SWITCHES = frozenset({"debug", "systemd-cgroup", "version"})
 DEFAULT_ROOT = "/run/runc"
 
 # `criu` was removed in runc 1.4 and its path ignored since 1.2; what calls the downstream for us must not pass it on.
@@ -28,7 +28,10 @@ class FlagSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
-    """A verb's arguments, read. `tokens` keeps each flag with its value as the caller wrote it."""
+    """A verb's arguments, read. `tokens` keeps each flag with its value as the caller wrote it.
+
+    Every verb has the switch `help`, whose answer is the downstream's.
+    """
 
     values: dict[str, tuple[str, ...]]
     switches: frozenset[str]
@@ -72,7 +75,7 @@ class Invocation:
         return self.options.without(*_NOT_INHERITED)
 
 
-_GLOBALS = FlagSpec(values=GLOBAL_VALUES, switches=GLOBAL_SWITCHES, aliases={"v": "version", "h": "help"})
+_GLOBALS = FlagSpec(values=GLOBAL_VALUES, switches=GLOBAL_SWITCHES, aliases={"v": "version"})
 
 
 def scan(argv: list[str]) -> Invocation:
@@ -120,9 +123,9 @@ def _read(words: list[str], spec: FlagSpec, *, interleaved: bool) -> Flags:
             index += 1
             continue
         name, equals, value = word.lstrip("-").partition("=")
-        name = spec.aliases.get(name, name)
+        name = spec.aliases.get(name, "help" if name == "h" else name)
         taken = 1
-        if name in spec.switches:
+        if name in spec.switches or name == "help":
             # Go: `--flag=false` switches off.
             (switches.discard if equals and value in ("false", "0", "f", "F", "FALSE", "False") else switches.add)(name)
         elif name in spec.values:

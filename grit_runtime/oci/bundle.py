@@ -35,6 +35,11 @@ class Bundle:
         """`root.path`, relative to the bundle (config.md, "Root")."""
         return os.path.join(self.path, str(self.section("root").get("path", "")))
 
+    @property
+    def cgroups_path(self) -> str:
+        """`linux.cgroupsPath`, empty where there is none."""
+        return str(self.section("linux").get("cgroupsPath") or "")
+
     def section(self, *keys: str) -> dict[str, Any]:
         """An object within the config, empty where there is none."""
         found: Any = self.config

@@ -6,8 +6,8 @@ from grit_runtime.oci import argv
 from grit_runtime.verbs.call import Call, pass_through
 from grit_runtime.workflow import capture
 
-# These make something other than a complete checkpoint, in a conversation between CRIU and the caller: not ours.
-_NOT_A_CAPTURE = ("pre-dump", "lazy-pages", "page-server")
+# These make something other than a complete checkpoint, in a conversation between CRIU and the caller, or nothing.
+_NOT_A_CAPTURE = ("pre-dump", "lazy-pages", "page-server", "help")
 _OURS = ("image-path", "work-path", "parent-path", "leave-running")
 
 

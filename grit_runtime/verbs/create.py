@@ -24,6 +24,8 @@ def run(call: Call) -> int:
     if not locate.wanted(made.annotations):
         return _as_ever(call)
     flags = argv.read_flags("create", call.invocation.args, argv.CREATE)
+    if "help" in flags.switches:
+        return _as_ever(call)
     container = argv.container_id("create", flags)
     if "pidfd-socket" in flags.values:
         raise RestoreError(

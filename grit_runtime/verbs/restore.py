@@ -16,7 +16,7 @@ def run(call: Call) -> int:
     on.
     """
     flags = argv.read_flags("restore", call.invocation.args, argv.RESTORE)
-    if "lazy-pages" in flags.switches:
+    if flags.switches & {"lazy-pages", "help"}:
         pass_through(call.config, call.argv, call.ignored_signals)
     context = call.context(argv.container_id("restore", flags))
     work, pid_file = flags.value("work-path"), flags.value("pid-file")

@@ -136,6 +136,9 @@ def _freeze(context: Context, transaction: Transaction, state: State) -> dict[st
 def _dump(context: Context, transaction: Transaction, request: Request, partial: str, bundle: bundles.Bundle) -> None:
     marker = new_marker()
     programs = effects.Programs(marker, grace=context.config.timeouts.command)
+    kept = effects.cgroup_options()
+    for effect in kept:
+        transaction.do(effect)
     transaction.do(programs)
     workspace = transaction.workspace
     configuration, log_file = workspace.file("criu.conf"), workspace.file("runc.log")
@@ -160,7 +163,8 @@ def _dump(context: Context, transaction: Transaction, request: Request, partial:
     said = relay(context.log, log_file)
     if not result.ok:
         raise _failed(context, request, work, said, result)
-    transaction.undo(programs)
+    for done in (programs, *kept):
+        transaction.undo(done)
     if not request.work:
         _keep_beside_images(work, partial)
 

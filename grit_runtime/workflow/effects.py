@@ -115,6 +115,6 @@ def restored_container(
         rootfs=rootfs,
         mounted=mounts.at_or_below(rootfs),
         cgroups_path=cgroups_path,
-        systemd="--systemd-cgroup" in downstream.options or "-systemd-cgroup" in downstream.options,
+        systemd=downstream.systemd_cgroup,
         timeout=timeout,
     )

@@ -55,7 +55,8 @@ class Facts:
     sources: dict[str, bool]
     """A host path that would be mounted to whether it exists."""
     architecture: str
-    unified_cgroups: bool = False
+    unified_cgroup: str = ""
+    """The new container's cgroup where the machine has cgroup v2 alone, else empty."""
     v1_controllers: tuple[str, ...] = ()
 
 
@@ -95,6 +96,9 @@ def make(
     provided = _provided(bundle, facts)
     steps = tuple(_step(mount, provided, facts) for mount in images.mounts)
     criu: dict[str, bool | str] = {"leave-stopped": True} if hold else {}
+    if facts.unified_cgroup:
+        # runc sends CRIU the new cgroup since 1.2; without it CRIU puts the tasks into the old container's.
+        criu["cgroup-root"] = facts.unified_cgroup
     if any(step.action is Action.KEEP for step in steps):
         criu["ext-mount-map"] = "auto"
     return Plan(
@@ -132,7 +136,7 @@ def _provided(bundle: Bundle, facts: Facts) -> dict[str, str]:
     for device in bundle.objects("linux", "devices"):
         found.setdefault(str(device.get("path", "")), "")
     for mount in bundle.objects("mounts"):
-        if mount.get("type") == "cgroup" and not facts.unified_cgroups:
+        if mount.get("type") == "cgroup" and not facts.unified_cgroup:
             # runc binds each v1 hierarchy below it and keys each of them (getCgroupMounts).
             base = str(mount.get("destination", ""))
             found.update({os.path.join(base, name): "" for name in facts.v1_controllers})

@@ -108,7 +108,8 @@ def test_plain_runc_restores_what_we_wrote_and_we_restore_what_plain_runc_wrote(
     machine.runc("restore", "-d", "--image-path", str(ours), "--bundle", str(new.path), "new").ok()
     machine.counts(new)
     theirs = machine.path / "theirs"
-    machine.runc("checkpoint", "--image-path", str(theirs), "new").ok()
+    machine.start("other", machine.bundle("other"))
+    machine.runc("checkpoint", "--image-path", str(theirs), "other").ok()
     third = machine.bundle("third")
     machine.grit("restore", "-d", "--image-path", str(theirs), "--bundle", str(third.path), "third").ok()
     machine.counts(third)

@@ -109,7 +109,8 @@ def test_masked_paths_devices_and_cgroups_are_the_runtimes() -> None:
     ]
     made = _plan(mounts, config, v1_controllers=("cpu",))
     assert [step.action for step in made.mounts] == [Action.RUNTIME] * 3
-    unified = _plan(mounts, config, unified_cgroups=True)
+    unified = _plan(mounts, config, unified_cgroup="/new")
+    assert unified.criu["cgroup-root"] == "/new"
     assert unified.mounts[2].action is Action.MISSING
 
 
