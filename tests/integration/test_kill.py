@@ -122,6 +122,51 @@ def test_a_killed_create_is_undone_by_the_next_create(machine: Machine) -> None:
     machine.counts(new)
 
 
+@pytest.mark.parametrize("victims", ["runtime", "runtime-and-runc"])
+def test_a_dump_under_way_outlives_us_and_the_container_runs_on(machine: Machine, victims: str) -> None:
+    """CRIU has code of its own in the tasks while it dumps: it is given time to end, whoever else is dead."""
+    bundle = machine.bundle("c")
+    machine.start("c", bundle)
+    for delay in (0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15):
+        images = machine.checkpoints / f"after-{delay}"
+        pid = os.fork()
+        if pid == 0:
+            _exec(machine, "checkpoint", "--image-path", str(images), "c")
+        machine.wait_for_effect("programs")
+        time.sleep(delay)
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        if victims == "runtime-and-runc":
+            for runc in _marked_programs("runc"):
+                os.kill(runc, 9)
+        machine.grit("recover").ok()
+        assert machine.leftovers() == [], f"after {delay} s"
+        whole = (images / "grit.json").exists()
+        assert whole or not images.exists(), f"after {delay} s"
+        if machine.containers():
+            assert machine.status("c") == "running"
+            machine.counts(bundle)
+        else:
+            assert whole, f"after {delay} s"
+            machine.grit("restore", "-d", "--image-path", str(images), "-b", str(bundle.path), "c").ok()
+            machine.counts(bundle)
+
+
+def _marked_programs(name: str) -> list[int]:
+    """Processes of this name that one of our calls started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if (
+                b"GRIT_RUNTIME_CALL=" in (entry / "environ").read_bytes()
+                and (entry / "comm").read_text().strip() == name
+            ):
+                found.append(int(entry.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
 def test_runc_killed_within_a_restore_leaves_no_mount_and_no_task(machine: Machine) -> None:
     """The downstream and CRIU go on when we are killed: recovery ends them first, wherever they are."""
     machine.start("old", machine.bundle("old"))
@@ -131,7 +176,7 @@ def test_runc_killed_within_a_restore_leaves_no_mount_and_no_task(machine: Machi
     for delay in (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08):
         pid = os.fork()
         if pid == 0:
-            _exec(machine, images, new.path)
+            _exec(machine, "restore", "-d", "--image-path", str(images), "--bundle", str(new.path), "new")
         journal = machine.wait_for_effect("programs")
         assert journal
         time.sleep(delay)
@@ -147,11 +192,11 @@ def test_runc_killed_within_a_restore_leaves_no_mount_and_no_task(machine: Machi
     machine.counts(new)
 
 
-def _exec(machine: Machine, images: Path, bundle: Path) -> None:
+def _exec(machine: Machine, *args: str) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    argv = machine.argv("restore", "-d", "--image-path", str(images), "--bundle", str(bundle), "new")
+    argv = machine.argv(*args)
     os.execve(argv[0], argv, {**os.environ, "GRIT_RUNTIME_CONFIG": str(machine.config)})
 
 
