@@ -2,8 +2,8 @@
 
     passthrough.py --runtime PATH [--runs 300] [--json FILE]
 
-Every round runs each command once, in turn, so that whatever else the machine does falls on all of them alike. The time is
-that of a whole process, from posix_spawn to wait4.
+Every round runs each command once, in turn, so that whatever else the machine does falls on all of them alike. The
+time is that of a whole process, from posix_spawn to wait4.
 """
 
 import argparse

@@ -172,7 +172,11 @@ class Contract:
             popen["preexec_fn"] = prepare
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(argv, env=env, **{"cwd": self.work, **pipes, **popen}) as process:
-            out, err = process.communicate(timeout=30)
+            try:
+                out, err = process.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()  # a program that executes itself for ever
+                raise
         return Called(
             code=process.returncode,
             out=(out or b"").decode(errors="replace"),

@@ -82,7 +82,7 @@ _rest = _lists(
     _any_text.map(lambda word: [word]),
     most=4,
 )
-command_lines = st.builds(lambda *parts: sum(parts, []), _globals, _oddities, _verb, _rest)
+command_lines = st.builds(lambda *parts: [word for part in parts for word in part], _globals, _oddities, _verb, _rest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,12 @@ def _bundle(args: tuple[str, ...]) -> str:
         if word == "--":
             break
         name, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and name in ("bundle", "b"):
+        if not word.startswith("-"):
+            continue
+        if name in ("bundle", "b"):
             bundle = value if equals else next(words, ".")
+        elif name in argv.CREATE.values and not equals:
+            next(words, None)
     return bundle or "."
 
 
@@ -158,7 +162,10 @@ def places(contract: Contract) -> Contract:
 @given(words=command_lines, here=st.sampled_from(["plain", "marked"]))
 @example(words=["create", "--pid-file", "/p", "waiting"], here="plain")
 @example(words=["--root=/other", "kill", "elsewhere", "KILL"], here="plain")
-@example(words=["create", "-b=", "none"], here="plain")
+@example(words=["create", "-b=", "none"], here="marked")
+@example(words=["create", "--bundle", "", "none"], here="marked")
+@example(words=["create", "--pid-file", "--bundle", "none"], here="marked")
+@example(words=["create", "--console-socket", "--", "--bundle", "../marked", "none"], here="plain")
 @example(words=["--log", "restore", "create", "--bundle", "./marked/", "none"], here="plain")
 def test_the_launcher_decides_as_the_package_reads(places: Contract, words: list[str], here: str) -> None:
     machine = Machine(state=places.state, here=places.work / here)
@@ -188,6 +195,14 @@ _config_lines = st.one_of(
 @SETTINGS
 @given(lines=st.lists(_config_lines, max_size=5))
 @example(lines=["timeouts:", "  lock: 1", "downstream: /usr/bin/crun # c"])
+@example(lines=["  downstream: /usr/bin/crun"])
+@example(lines=["downstream: /usr/bin/crun", "  and more"])
+@example(lines=['log-dir: "/a', "downstream: /usr/bin/crun", ' "'])
+@example(lines=["log-dir: '/a", "downstream: /usr/bin/crun", " '"])
+@example(lines=["criu: {dump: {", "downstream: /usr/bin/crun", " }}"])
+@example(lines=["checkpoint-roots: [/a,", "downstream: /usr/bin/crun", " ]"])
+@example(lines=["# \u2028downstream: /usr/bin/crun"])
+@example(lines=["# \x85downstream: /usr/bin/crun"])
 def test_the_launcher_reads_no_other_downstream_than_the_package(contract: Contract, lines: list[str]) -> None:
     text = "\n".join(lines).encode()
     try:

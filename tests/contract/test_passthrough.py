@@ -523,6 +523,8 @@ _ROOTS = st.lists(
 @given(parts=_ROOTS, absolute=st.booleans(), inside=st.booleans())
 @example(parts=[b"run", b"runc"], absolute=True, inside=False)
 @example(parts=[], absolute=True, inside=False)
+@example(parts=[b".."], absolute=True, inside=False)
+@example(parts=[b".hidden", b".too"], absolute=True, inside=False)
 @example(parts=[b"r\xc3\xa9"], absolute=False, inside=True)
 def test_a_roots_name_is_the_packages_own(contract: Contract, parts: list[bytes], absolute: bool, inside: bool) -> None:
     contract.reset()
@@ -539,6 +541,7 @@ def test_a_roots_name_is_the_packages_own(contract: Contract, parts: list[bytes]
     if len(escaped) > 255:
         return
     assert "/" not in escaped
+    assert escaped not in (".", "..")
     directory = contract.state / escaped / "x"
     directory.mkdir(parents=True)
     (directory / "journal").touch()
