@@ -72,7 +72,8 @@ def _serve(reason: str, argv: tuple[str, ...], ignored: frozenset[str], invocati
 
         return cli.run(config, invocation)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # which would not survive the handler into the downstream
+            signal.signal(number, _interrupt)
     return _dispatch(Call(argv=argv, ignored_signals=ignored, invocation=invocation, config=config, log=log))
 
 

@@ -128,8 +128,10 @@ def guess_downstream() -> str:
         with open(path(), encoding="utf-8", errors="replace") as stream:
             for line in stream.read(MAX_BYTES).splitlines():
                 name, _, value = line.partition(":")
-                if name == "downstream" and value.split():
-                    return value.split()[0].strip("'\"")
+                words = value.split()
+                guess = words[0].strip("'\"") if words and not words[0].startswith("#") else ""
+                if name == "downstream" and guess:
+                    return guess
     except OSError:
         pass
     return Config().downstream

@@ -168,5 +168,8 @@ def _reason(result: run.Result) -> str:
 def _is_launcher(program: str, found: os.stat_result) -> bool:
     if found.st_size > _LAUNCHER_MAX_BYTES:
         return False
-    with open(program, "rb") as stream:
-        return LAUNCHER_MARK in stream.read(_LAUNCHER_MAX_BYTES)
+    try:
+        with open(program, "rb") as stream:
+            return LAUNCHER_MARK in stream.read(_LAUNCHER_MAX_BYTES)
+    except OSError:
+        return False  # one may be allowed to execute what one may not read

@@ -57,7 +57,7 @@ struct text {
 static int map_file(const char *path, size_t limit, struct text *text)
 {
 	struct stat st;
-	int fd = open(path, O_RDONLY | O_CLOEXEC), err = 0;
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), err = 0; /* a FIFO must not hold us up */
 
 	text->data = "";
 	text->size = 0;
@@ -109,6 +109,29 @@ static bool plain_scalar(const char *p, const char *end, char *out)
 	return p == end || *p == '#';
 }
 
+/* Whether a line closes the quotes and brackets that it opens: else what stands below it may be text, whatever it looks like. */
+static bool is_closed(const char *p, const char *end)
+{
+	int brackets = 0, quotes = 0, apostrophes = 0;
+
+	for (const char *start = p; p < end && !(*p == '#' && (p == start || p[-1] == ' ')); p++) {
+		brackets += *p == '[' || *p == '{';
+		brackets -= *p == ']' || *p == '}';
+		quotes += *p == '"';
+		apostrophes += *p == '\'';
+	}
+	return !brackets && quotes % 2 == 0 && apostrophes % 2 == 0;
+}
+
+/* Whether a line holds what is a line break to YAML besides '\n', a tab, or a NUL. */
+static bool has_odd_space(const char *p, const char *end)
+{
+	size_t n = end - p;
+
+	return memchr(p, '\t', n) || memchr(p, '\r', n) || memchr(p, '\0', n) || memmem(p, n, "\xc2\x85", 2) ||
+	       memmem(p, n, "\xe2\x80\xa8", 3) || memmem(p, n, "\xe2\x80\xa9", 3);
+}
+
 /*
  * Read `downstream` and `state-dir` from the configuration. The full file needs a YAML parser and Python has one; but a
  * line that starts in column 0 of a block mapping is always a key, so a file in which every such line has the form of one
@@ -117,7 +140,7 @@ static bool plain_scalar(const char *p, const char *end, char *out)
 static bool read_config(void)
 {
 	const char *path = getenv("GRIT_RUNTIME_CONFIG");
-	bool seen_downstream = false, seen_state_dir = false;
+	bool seen_downstream = false, seen_state_dir = false, may_continue = false;
 	struct text text;
 	int err = map_file(path && *path ? path : GRIT_CONFIG, MAX_CONFIG, &text);
 
@@ -127,12 +150,17 @@ static bool read_config(void)
 		const char *end = memchr(line, '\n', file_end - line), *p = line;
 		if (!end)
 			end = file_end;
-		if (memchr(line, '\t', end - line) || memchr(line, '\r', end - line) || memchr(line, '\0', end - line))
+		while (p < end && *p == ' ')
+			p++;
+		if (has_odd_space(line, end) || !is_closed(line, end))
 			return false;
+		if (p > line && p < end && *p != '#' && !may_continue)
+			return false; /* an indented top level, or more of a value that we took for complete */
 		if (line < end && *line != ' ' && *line != '#') {
 			size_t n;
 			bool *seen = NULL;
 			char *out = NULL;
+			p = line;
 			while (p < end && (islower((unsigned char)*p) || isdigit((unsigned char)*p) || *p == '-'))
 				p++;
 			n = p - line;
@@ -146,6 +174,7 @@ static bool read_config(void)
 				return false;
 			if (seen)
 				*seen = true;
+			may_continue = !seen;
 		}
 		line = end + 1;
 	}
@@ -176,7 +205,7 @@ static bool one_of(const char *word, const char *const *names, const char **valu
 static int find_verb(int argc, char **argv, const char **root)
 {
 	static const char *const values[] = { "log", "log-format", "root", "rootless", "criu", "cgroup-manager", "log-level", NULL };
-	static const char *const switches[] = { "debug", "systemd-cgroup", "version", "v", "help", "h", NULL };
+	static const char *const switches[] = { "debug", "systemd-cgroup", NULL };
 
 	for (int i = 1; i < argc; i++) {
 		const char *word = argv[i], *value = NULL;
@@ -191,7 +220,7 @@ static int find_verb(int argc, char **argv, const char **root)
 			if (is_flag(word, "root", &ignored))
 				*root = value ? value : argv[i];
 		} else if (!one_of(word, switches, &value)) {
-			return 0; /* it may take the next word, or not */
+			return 0; /* it may take the next word, or not; `--help` and `--version` make any verb the downstream's */
 		}
 	}
 	return 0;
@@ -220,11 +249,11 @@ static bool workspace_root(const char *root, char *out, size_t size)
 			if (any && p[1] && p[1] != '/')
 				out[n++] = '-';
 		} else {
-			any = true;
-			if (isalnum((unsigned char)*p) || strchr(":_.", *p))
+			if (isalnum((unsigned char)*p) || strchr(":_", *p) || (*p == '.' && any))
 				out[n++] = *p;
 			else
 				n += snprintf(out + n, size - n, "\\x%02x", (unsigned char)*p);
+			any = true;
 		}
 	}
 	if (!any)
@@ -279,15 +308,22 @@ static bool mentions_us(struct text text)
 /* Whether the bundle of a `create` asks for a restore, as far as can be told without reading its JSON. */
 static bool create_mentions_us(char **words)
 {
+	static const char *const bundles[] = { "bundle", "b", NULL };
+	static const char *const values[] = { "console-socket", "pidfd-socket", "pid-file", "preserve-fds", NULL };
 	const char *bundle = ".", *value;
 	char path[PATH_MAX];
 	struct text text;
 
 	for (; *words && strcmp(*words, "--"); words++) {
-		if (**words != '-' || (!is_flag(*words, "bundle", &value) && !is_flag(*words, "b", &value)))
+		if (**words != '-')
 			continue;
-		bundle = value ? value : words[1] ? *++words : ".";
+		if (one_of(*words, bundles, &value))
+			bundle = value ? value : words[1] ? *++words : ".";
+		else if (one_of(*words, values, &value) && !value && words[1])
+			words++;
 	}
+	if (!*bundle)
+		bundle = "."; /* as runc */
 	if (snprintf(path, sizeof path, "%s/config.json", bundle) >= (int)sizeof path)
 		return false;
 	return !map_file(path, MAX_BUNDLE_CONFIG, &text) && mentions_us(text);

@@ -95,8 +95,9 @@ def execute(path: str, argv: list[str], ignored: frozenset[str] = frozenset()) -
     for name, number in (("pipe", signal.SIGPIPE), ("xfsz", signal.SIGXFSZ)):
         signal.signal(number, signal.SIG_IGN if name in ignored else signal.SIG_DFL)
     with open("/proc/self/environ", "rb") as stream:
-        entries = [entry.partition(b"=") for entry in stream.read().split(b"\0") if b"=" in entry]
-    sys.stdout.flush()
+        entries = [entry.partition(b"=") for entry in stream.read().split(b"\0") if b"=" in entry[1:]]
+    if sys.stdout is not None:  # it is None if the caller closed it
+        sys.stdout.flush()
     os.execve(path, argv, {name: value for name, _, value in entries})
 
 
@@ -104,7 +105,7 @@ def find_program(name: str, env: Mapping[str, str]) -> str | None:
     """The file that `name` stands for: itself if it holds a slash, else the first executable of that name in PATH."""
     if "/" in name:
         return name
-    for directory in env.get("PATH", DEFAULT_PATH).split(":"):
+    for directory in (env.get("PATH") or DEFAULT_PATH).split(":"):
         candidate = os.path.join(directory or ".", name)
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return candidate

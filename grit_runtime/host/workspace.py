@@ -22,9 +22,11 @@ def escape_root(root: str) -> str:
     """One file name for a downstream's `--root`, as systemd-escape --path makes it, so that two roots never share a
     workspace.
     """
-    words = [word for word in os.path.join(os.getcwd(), root).split("/") if word]
+    absolute = root if root.startswith("/") else os.path.join(os.getcwd(), root)
+    words = [word for word in absolute.split("/") if word]
     raw = os.fsencode("/".join(words))
-    return "".join("-" if c == "/" else c if c in _PLAIN else f"\\x{ord(c):02x}" for c in raw.decode("latin-1")) or "-"
+    name = "".join("-" if c == "/" else c if c in _PLAIN else f"\\x{ord(c):02x}" for c in raw.decode("latin-1")) or "-"
+    return f"\\x2e{name[1:]}" if name.startswith(".") else name
 
 
 class Workspace:

@@ -85,7 +85,7 @@ def scan(argv: list[str]) -> Invocation:
         UsageError: an unknown global flag, or no verb; the launcher passes such a call to the downstream.
     """
     options = _read(argv, _GLOBALS, interleaved=False)
-    if not options.positional:
+    if not options.positional or any(name in ("help", "version") for name, _ in options.tokens):
         raise UsageError("no command given")
     return Invocation(options=options, verb=options.positional[0], args=options.positional[1:])
 

@@ -64,7 +64,10 @@ def load(path: str) -> Bundle:
     Raises:
         BundleError: there is no config.json, it can't be read, is too large, or isn't a JSON object.
     """
-    path = os.path.abspath(path)
+    try:
+        path = os.path.abspath(path)
+    except OSError as err:
+        raise BundleError(f"cannot find the bundle {path}: the working directory: {err.strerror}") from None
     file = os.path.join(path, names.CONFIG_JSON)
     try:
         with open(file, "rb") as stream:

@@ -7,7 +7,6 @@ go-runc keeps the first line of stderr.
 
 import json
 import os
-import sys
 import time
 
 from grit_runtime.errors import GritError
@@ -36,7 +35,10 @@ class Log:
         message = str(err)
         self.line("error", message)
         if self.path and self.verb not in _STDIO_IS_THE_CONTAINERS:
-            sys.stderr.write(f"{message}\n")
+            try:
+                os.write(2, f"{message}\n".encode(errors="backslashreplace"))
+            except OSError:
+                pass
         return EXIT_FAILURE
 
     def relay(self, text: str) -> None:
@@ -47,17 +49,17 @@ class Log:
 
     def _append(self, text: str) -> None:
         data = text.encode(errors="surrogateescape")
-        if not self.path:
-            os.write(2, data)
-            return
         try:
+            if not self.path:
+                os.write(2, data)
+                return
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.write(fd, data)
+            finally:
+                os.close(fd)
         except OSError:
             return
-        try:
-            os.write(fd, data)
-        finally:
-            os.close(fd)
 
 
 def last_error(text: str) -> str:

@@ -16,6 +16,8 @@ from grit_runtime.verbs.call import Call
 from grit_runtime.workflow import recover
 from grit_runtime.workflow.context import Context
 
+_WAIT_FOR_OTHERS = frozenset({"create", "start", "delete"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
@@ -34,13 +36,13 @@ def find(call: Call) -> Waiting | None:
     container = _container(call)
     if container is None:
         return None
-    asks_only = call.invocation.verb == "state"
+    waits = call.invocation.verb in _WAIT_FOR_OTHERS
     try:
-        workspace = open_existing(call.workspace_path(container), timeout=0 if asks_only else call.config.timeouts.lock)
+        workspace = open_existing(call.workspace_path(container), timeout=call.config.timeouts.lock if waits else 0)
     except BusyError:
-        if asks_only:
-            return None  # somebody is at work on it: the downstream knows how far
-        raise
+        if waits:
+            raise
+        return None  # another call of ours is at work on it: what this one may do meanwhile is the downstream's to say
     if workspace is None:
         return None
     record = recover.settle(workspace)
@@ -52,6 +54,10 @@ def find(call: Call) -> Waiting | None:
 
 def _container(call: Call) -> str | None:
     """The argument that names a container with a workspace, by the launcher's own rule."""
+    try:
+        call.workspace_path("")
+    except OSError:
+        return None  # a relative root, and no working directory: to the launcher nothing of ours is there either
     for word in call.invocation.args:
         plain = word and not word.startswith("-") and "/" not in word and word not in (".", "..")
         if plain and os.path.isdir(call.workspace_path(word)):
