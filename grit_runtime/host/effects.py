@@ -1,5 +1,6 @@
 """Effects on files. Each is undone only as far as what is there is still ours."""
 
+import errno
 import hashlib
 import os
 from dataclasses import dataclass
@@ -31,9 +32,15 @@ class MakeDirectory(Effect):
 
 
 def missing_directories(path: str) -> list[MakeDirectory]:
-    """What has to be made for `path` to exist, outermost first."""
+    """What has to be made for `path` to exist, outermost first.
+
+    Raises:
+        NotADirectoryError: something else stands in the way.
+    """
     missing: list[MakeDirectory] = []
     while not os.path.isdir(path):
+        if os.path.lexists(path):
+            raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a directory", path)
         missing.insert(0, MakeDirectory(path))
         path = os.path.dirname(path)
     return missing

@@ -1,0 +1,163 @@
+"""Real containerd with its stock shim: a container comes back in a new pod."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from pods import TOKEN, Containerd, Failed, Pod, wait
+
+pytestmark = pytest.mark.needs("root", "runc", "criu", "containerd", "busybox", "runtime")
+
+LOOK = (
+    "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /data/out;"
+    f" cat /etc/hostname {TOKEN}/token /etc/hosts > /data/look; sleep 0.05; done"
+)
+
+
+def _started(containerd: Containerd, name: str = "old", script: str = LOOK) -> Pod:
+    pod = Pod(base=containerd.base, name=name)
+    containerd.run_sandbox(pod)
+    containerd.run_app(pod, script)
+    wait("it counts", lambda: len(pod.lines()) >= 5)
+    return pod
+
+
+def _counts(pod: Pod) -> None:
+    seen = len(pod.lines())
+    wait("it counts on", lambda: len(pod.lines()) >= seen + 3)
+    lines = pod.lines()
+    assert lines == list(range(lines[0], lines[0] + len(lines)))
+
+
+def _gone(containerd: Containerd, pod: Pod) -> int:
+    """Remove the pod with everything on disk; the last number of its output."""
+    wait("it ends", lambda: containerd.status(pod.container) in ("STOPPED", ""))
+    last = pod.lines()[-1]
+    containerd.remove_pod(pod)
+    return last
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "restore_name"])
+def test_a_container_comes_back_in_a_new_pod(containerd: Containerd, how: str) -> None:
+    old = _started(containerd)
+    images = containerd.checkpoint(old, f"first-{how}", stop=True)
+    last = _gone(containerd, old)
+
+    new = Pod(base=containerd.base, name="new")
+    value = str(images.parents[1]) if how == "checkpoint" else f"first-{how}"
+    containerd.start_pod(new, **{how: value})
+
+    _counts(new)
+    assert new.lines()[0] == last + 1
+    expected = f"new\ntoken of pod {new.uid}\n127.0.0.1 localhost new\n"
+    wait("it reads the new pod's files", lambda: (new.data / "look").read_text() == expected)
+    assert containerd.status(new.container) == "RUNNING"
+    assert _namespace(containerd.pid(new.container), "net") == _namespace(containerd.pid(new.sandbox), "net")
+    bundle = containerd.base / "state/io.containerd.runtime.v2.task/k8s.io" / new.container
+    assert (bundle / "init.pid").read_text() == str(containerd.pid(new.container))
+    assert "org.criu.config" not in (bundle / "config.json").read_text()
+
+
+def test_exec_kill_and_the_exit_code_are_those_of_any_container(containerd: Containerd) -> None:
+    script = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
+    old = _started(containerd, script=script)
+    images = containerd.checkpoint(old, "trap", stop=True)
+    _gone(containerd, old)
+    new = Pod(base=containerd.base, name="new")
+    containerd.start_pod(new, checkpoint=str(images.parents[1]))
+    assert containerd.ctr("task", "exec", "--exec-id", "a", new.container, "/bin/cat", "/etc/hostname") == "new\n"
+    assert str(containerd.pid(new.container)) in containerd.ctr("task", "ps", new.container)
+    containerd.ctr("task", "kill", "--signal", "TERM", new.container)
+    wait("it ends", lambda: containerd.status(new.container) == "STOPPED")
+    deleted = containerd.attempt("task", "delete", new.container)
+    assert "exit with non-zero exit code 7" in deleted.stderr
+
+
+def test_a_checkpoint_leaves_the_source_running(containerd: Containerd) -> None:
+    pod = _started(containerd)
+    images = containerd.checkpoint(pod, "running")
+    assert containerd.status(pod.container) == "RUNNING"
+    assert (images / "grit.json").exists()
+    _counts(pod)
+
+
+def test_the_same_checkpoint_starts_two_pods_and_a_second_generation(containerd: Containerd) -> None:
+    old = _started(containerd)
+    images = containerd.checkpoint(old, "twice", stop=True)
+    last = _gone(containerd, old)
+    pods = [Pod(base=containerd.base, name=f"new-{index}") for index in range(2)]
+    for pod in pods:
+        containerd.start_pod(pod, checkpoint=str(images.parents[1]))
+    for pod in pods:
+        _counts(pod)
+        assert pod.lines()[0] == last + 1
+    again = containerd.checkpoint(pods[0], "again", stop=True)
+    last = _gone(containerd, pods[0])
+    grandchild = Pod(base=containerd.base, name="grandchild")
+    containerd.start_pod(grandchild, checkpoint=str(again.parents[1]))
+    _counts(grandchild)
+    assert grandchild.lines()[0] == last + 1
+
+
+def test_the_sandbox_of_an_annotated_pod_starts_as_ever(containerd: Containerd) -> None:
+    pod = Pod(base=containerd.base, name="annotated")
+    containerd.run_sandbox(pod, **{"grit.dev/checkpoint": str(containerd.checkpoints / "none")})
+    assert containerd.status(pod.sandbox) == "RUNNING"
+
+
+def test_a_checkpoint_that_is_missing_fails_the_start_in_one_line(containerd: Containerd) -> None:
+    pod = Pod(base=containerd.base, name="lost")
+    containerd.run_sandbox(pod)
+    with pytest.raises(Failed) as caught:
+        containerd.run_app(pod, **{"grit.dev/checkpoint": str(containerd.checkpoints / "none")})
+    expected = f"no such checkpoint: {containerd.checkpoints}/none/app/checkpoint is not a directory"
+    assert expected in str(caught.value)
+    assert pod.lines() == []
+    assert containerd.status(pod.container) == ""
+
+
+def test_a_failed_checkpoint_leaves_the_container_running_and_says_why(containerd: Containerd) -> None:
+    pod = _started(containerd)
+    (containerd.checkpoints / "default").mkdir(exist_ok=True)
+    (containerd.checkpoints / "default/blocked").write_text("a file where a directory must be")
+    with pytest.raises(Failed, match=r"cannot write the checkpoint to .*blocked is not a directory"):
+        containerd.checkpoint(pod, "blocked")
+    _counts(pod)
+
+
+def test_a_runtime_killed_while_it_dumps_costs_nothing(containerd: Containerd) -> None:
+    """containerd kills its runtime when a request's deadline passes; the next call puts right what was left."""
+    pod = _started(containerd)
+    images = containerd.checkpoints / "default/killed/app/checkpoint"
+    argv = ["ctr", "--address", str(containerd.base / "sock"), "-n", "k8s.io", "task", "checkpoint"]
+    argv += ["--image-path", str(images), "--work-path", str(containerd.base / "w"), pod.container]
+    calling = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait("the dump begins", lambda: any('"effect":"programs"' in j.read_text() for j in _journals(containerd)))
+    for pid in _python_runtimes(containerd):
+        os.kill(pid, signal.SIGKILL)
+    assert calling.wait(30) != 0
+    containerd.ctr("task", "exec", "--exec-id", "b", pod.container, "/bin/true")
+    _counts(pod)
+    assert not images.exists() or (images / "grit.json").exists()
+
+
+def _journals(containerd: Containerd) -> list[Path]:
+    return list(containerd.state.rglob("journal"))
+
+
+def _python_runtimes(containerd: Containerd) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if entry.name.isdigit() and b"boot.py" in words and str(containerd.base).encode() in words:
+            found.append(int(entry.name))
+    return found
+
+
+def _namespace(pid: int, kind: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/{kind}")
