@@ -89,7 +89,7 @@ def commands(runtime: str, runc: str, root: str) -> list[Command]:
         rows.append(Command(name="nvidia-container-runtime state", argv=[nvidia, *state]))
     return [
         *rows,
-        Command(name="python3 -IS -c pass", argv=[_program("python3"), "-IS", "-c", "pass"]),
+        Command(name="python3 -IS -c pass", argv=[sys.executable, "-IS", "-c", "pass"]),
         Command(name="grit-runtime config", argv=[runtime, "config"]),
     ]
 
