@@ -15,7 +15,7 @@ from pods import TOKEN, Containerd, Failed, Pod, wait
 
 COUNT_AND_LOOK = (
     "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /data/out;"
-    f" cat /etc/hostname {TOKEN}/token > /data/look; sleep 0.1; done"
+    f" [ -e /data/ask ] && cat /etc/hostname {TOKEN}/token > /data/look; sleep 0.1; done"
 )
 
 
@@ -90,8 +90,9 @@ def show(story: Story, containerd: Containerd) -> None:
     claim(
         "no number is missing and none is there twice", numbers == list(range(written + 1, written + 1 + len(numbers)))
     )
+    (new.data / "ask").touch()
     look = new.data / "look"
-    wait("it reads its files", lambda: look.read_text() == f"{new.name}\ntoken of pod {new.uid}\n")
+    wait("it reads its files", lambda: look.exists() and look.read_text() == f"{new.name}\ntoken of pod {new.uid}\n")
     claim("the process, which never noticed, reads the new pod's hostname and token", True)
 
     with story.phase("It is a container like any other: exec, kill, delete"):

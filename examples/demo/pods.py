@@ -21,7 +21,7 @@ from pathlib import Path
 
 IMAGE = "grit.local/busybox:demo"
 NAMESPACE = "k8s.io"
-APPLETS = ("sh", "sleep", "cat", "echo", "ls", "true", "hostname")
+APPLETS = ("[", "sh", "sleep", "cat", "echo", "ls", "true", "hostname")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /data/out; sleep 0.1; done"
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -87,6 +87,8 @@ class Pod:
         dated = token / f"..2026_{secrets.token_hex(4)}"
         for path in (self.data, dated, self.sandbox_directory / "shm"):
             path.mkdir(parents=True)
+        # A dump may fall into the moment in which the counter has it open; then it must be there at the restore.
+        (self.data / "out").touch()
         (dated / "token").write_text(f"token of pod {self.uid}\n")
         (token / "..data").symlink_to(dated.name)
         (token / "token").symlink_to("..data/token")

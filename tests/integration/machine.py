@@ -16,7 +16,7 @@ from typing import Any
 
 BOOT = Path(__file__).with_name("boot.py")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i >> /data/out; sleep 0.02; done"
-APPLETS = ("sh", "sleep", "cat", "echo", "ls", "seq", "mkdir", "kill", "true", "trap")
+APPLETS = ("[", "sh", "sleep", "cat", "echo", "ls", "seq", "mkdir", "kill", "true", "trap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,8 @@ class Machine:
         for applet in APPLETS:
             (rootfs / "bin" / applet).symlink_to("busybox")
         made.data.mkdir(parents=True)
+        # A dump may fall into the moment in which the counter has it open; then it must be there at the restore.
+        (made.data / "out").touch()
         pod = made.path / "pods" / made.uid
         binds = {"/data": made.data}
         for destination, source in {

@@ -38,13 +38,14 @@ def test_a_container_comes_back_with_new_sources_and_goes_on_from_where_it_was(m
 
     machine.counts(new)
     assert new.numbers()[0] == last + 1
-    machine.wait(lambda: (new.data / "look").read_text() == "new\ntoken of new\n")
+    (new.data / "ask").touch()
+    machine.wait(lambda: (new.data / "look").exists() and (new.data / "look").read_text() == "new\ntoken of new\n")
     assert machine.state.exists() is False or list(machine.state.iterdir()) == []
 
 
 _COUNT_AND_LOOK = (
-    "i=0; while :; do i=$((i+1)); echo $i >> /data/out; cat /etc/hostname /var/run/secrets/token/token > /data/look;"
-    " sleep 0.02; done"
+    "i=0; while :; do i=$((i+1)); echo $i >> /data/out;"
+    " [ -e /data/ask ] && cat /etc/hostname /var/run/secrets/token/token > /data/look; sleep 0.02; done"
 )
 
 
