@@ -206,14 +206,24 @@ def _is_whole(machine: Machine) -> bool:
 
 
 def _processes_below(path: Path) -> list[int]:
-    """Processes whose root or programs lie below `path`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if os.readlink(entry / "root").startswith(str(path)) or b"/data/out" in b" ".join(words):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
+    """Processes in a mount namespace of their own that has something from below `path` mounted; what is dying may end."""
+    found: list[int] = []
+
+    def none() -> bool:
+        found[:] = [
+            int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_below(entry, path)
+        ]
+        return not found
+
+    deadline = time.monotonic() + 2
+    while not none() and time.monotonic() < deadline:
+        time.sleep(0.02)
     return found
+
+
+def _is_below(process: Path, path: Path) -> bool:
+    try:
+        elsewhere = os.readlink(process / "ns/mnt") != os.readlink("/proc/self/ns/mnt")
+        return elsewhere and str(path) in (process / "mountinfo").read_text()
+    except OSError:
+        return False
