@@ -58,8 +58,8 @@ class RestoredContainer(Effect):
 
     A runc that is killed within `restore` leaves more than `runc delete --force` knows of: tasks in its cgroups, the
     bind of the rootfs at `<root>/<id>/criu-root`, temporary binds of the new mounts' sources below the rootfs
-    (prepareCriuRestoreMounts). The binds go first: `runc delete` of a container without a state file removes its
-    directory with everything under it, the rootfs behind that bind included.
+    (prepareCriuRestoreMounts). The binds go first: `runc delete` removes the container's directory with everything
+    under it, the rootfs behind that bind included.
     """
 
     kind: ClassVar[str] = "restored-container"
@@ -83,8 +83,6 @@ class RestoredContainer(Effect):
     def undo(self) -> None:
         downstream = downstream_of(self.program, self.options, self.root)
         state_directory = os.path.join(self.root, self.container)
-        if os.path.isfile(os.path.join(state_directory, "state.json")):
-            downstream.call("delete", "--force", self.container, timeout=self.timeout)
         for path in reversed(mounts.at_or_below(state_directory)):
             mounts.unmount(path)
         self._unmount_below_rootfs()

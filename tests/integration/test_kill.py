@@ -173,7 +173,7 @@ def test_runc_killed_within_a_restore_leaves_no_mount_and_no_task(machine: Machi
     images = machine.checkpoints / "images"
     machine.grit("checkpoint", "--image-path", str(images), "old").ok()
     new = machine.bundle("new")
-    for delay in (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08):
+    for delay in (0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12):
         pid = os.fork()
         if pid == 0:
             _exec(machine, "restore", "-d", "--image-path", str(images), "--bundle", str(new.path), "new")
@@ -206,7 +206,7 @@ def _is_whole(machine: Machine) -> bool:
 
 
 def _processes_below(path: Path) -> list[int]:
-    """Processes in a mount namespace of their own that has something from below `path` mounted; what is dying may end."""
+    """Processes whose own mount namespace has something from below `path`; what is dying may end."""
     found: list[int] = []
 
     def none() -> bool:
