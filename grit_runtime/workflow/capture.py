@@ -69,6 +69,7 @@ def capture(context: Context, request: Request) -> None:
     transaction = Transaction(workspace, header)
     try:
         _prepare(transaction, request, partial)
+        # Here the state of devices will be taken into memory: before the freeze, and thawed if the caller froze it.
         clock = _freeze(context, transaction, state)
         facts = describe.container(context, state, bundle)
         _dump(context, transaction, request, partial, bundle)
@@ -144,7 +145,7 @@ def _dump(context: Context, transaction: Transaction, request: Request, partial:
     configuration, log_file = workspace.file("criu.conf"), workspace.file("runc.log")
     env = run.caller_environment()
     options = {**context.config.criu_dump}
-    flags = [f"--{name}" for name in _RPC_FLAGS if options.pop(name, False) and f"--{name}" not in request.flags]
+    flags = [f"--{name}" for name in _as_flags(context, options) if f"--{name}" not in request.flags]
     text = conf.merge(options, _users_options(bundle, env), {})
     files.write_atomically(configuration, text.encode())
     work = request.work or workspace.file("work")
@@ -167,6 +168,16 @@ def _dump(context: Context, transaction: Transaction, request: Request, partial:
         transaction.undo(done)
     if not request.work:
         _keep_beside_images(work, partial)
+
+
+def _as_flags(context: Context, options: dict[str, conf.Option]) -> list[str]:
+    """Take out of `options` those that have to be flags of the downstream's `checkpoint`."""
+    names_of_flags = list(_RPC_FLAGS)
+    if options.get("link-remap"):
+        # runc sends it since 1.3, and has a flag for it since then.
+        offered = context.downstream.call("checkpoint", "--help", timeout=context.config.timeouts.command).out
+        names_of_flags += ["link-remap"] if "--link-remap" in offered else []
+    return [name for name in names_of_flags if options.pop(name, False)]
 
 
 def _users_options(bundle: bundles.Bundle, env: dict[str, str]) -> str:

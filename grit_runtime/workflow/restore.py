@@ -275,6 +275,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 def release(context: Context, stopped: list[int]) -> None:
     """Let the tasks of a container that `create` restored run, but for those that were stopped at the dump."""
+    # Here the state of devices will be brought back: after the SIGCONT, for a driver cannot restore a stopped process.
     keep = frozenset(stopped)
     for pid in context.downstream.processes(context.container, timeout=context.config.timeouts.command):
         if proc.inner_pid(pid) not in keep:

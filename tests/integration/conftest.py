@@ -12,12 +12,20 @@ from tests.integration.machine import Machine
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     """A place for containers; after the test no mount, journal or temporary file of ours may be there."""
-    before = _mounts(tmp_path)
+    before, elsewhere = _mounts(tmp_path), _elsewhere()
     made = Machine(tmp_path)
     yield made
     made.clean()
     assert made.leftovers() == []
+    assert made.disturbed() == []
+    assert _elsewhere() == elsewhere
     assert _mounts(tmp_path) == before
+
+
+def _elsewhere() -> list[str]:
+    """What lies where only a machine-wide grit-runtime, runc or CRIU may have something."""
+    places = ("/run/grit-runtime", "/var/log/grit-runtime", "/run/runc", "/etc/criu", "/etc/grit-runtime")
+    return [str(path) for place in places for path in sorted(Path(place).rglob("*"))]
 
 
 def _mounts(path: Path) -> list[str]:

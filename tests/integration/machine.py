@@ -38,6 +38,8 @@ class Bundle:
 
     path: Path
     uid: str = field(default_factory=lambda: str(uuid.uuid4()))
+    written: bytes = b""
+    """config.json as the test wrote it last."""
 
     @property
     def data(self) -> Path:
@@ -58,7 +60,8 @@ class Bundle:
         """Change config.json."""
         config = self.config()
         change(config)
-        (self.path / "config.json").write_text(json.dumps(config))
+        self.written = json.dumps(config).encode()
+        (self.path / "config.json").write_bytes(self.written)
 
     def annotate(self, **annotations: str) -> None:
         """Add annotations; `__` stands for what Python's names can't hold."""
@@ -85,6 +88,7 @@ class Machine:
         self.logs = path / "logs"
         self.config = path / "config.yaml"
         self.configure()
+        self.bundles: list[Bundle] = []
 
     def configure(self, **more: Any) -> None:
         """Write grit-runtime's configuration (JSON is YAML)."""
@@ -119,6 +123,7 @@ class Machine:
         binds["/var/run/secrets/token"] = token
         subprocess.run(["runc", "spec"], cwd=made.path, check=True)
         made.edit(lambda config: _fill(config, script, binds))
+        self.bundles.append(made)
         return made
 
     def runc(self, *args: str) -> Ran:
@@ -188,6 +193,23 @@ class Machine:
         mountinfo = Path("/proc/self/mountinfo").read_text()
         return found + [line for line in mountinfo.splitlines() if str(self.path) in line]
 
+    def disturbed(self) -> list[str]:
+        """Bundles and checkpoints that hold something that neither the test nor a complete dump put there."""
+        found = []
+        for bundle in self.bundles:
+            names = {p.name for p in bundle.path.iterdir()} if bundle.path.exists() else set()
+            found += [f"{bundle.path}/{name}" for name in names - {"config.json", "pods", "rootfs", "sandboxes"}]
+            if "config.json" in names and (bundle.path / "config.json").read_bytes() != bundle.written:
+                found.append(f"{bundle.path}/config.json was edited")
+        for manifest in self.checkpoints.rglob("grit.json"):
+            try:
+                listed = {entry["name"] for entry in json.loads(manifest.read_text())["files"]}
+            except (ValueError, KeyError):
+                continue  # damaged by the test
+            there = {p.name for p in manifest.parent.iterdir()}
+            found += [f"{manifest.parent}/{name}" for name in there - listed - {"grit.json", "pages-99.img"}]
+        return found
+
     def clean(self) -> None:
         """Delete every container."""
         for name in self.containers():
@@ -225,6 +247,7 @@ def tree(path: Path) -> dict[str, bytes]:
 def _fill(config: dict[str, Any], script: str, binds: dict[str, Path]) -> None:
     config["process"].update(terminal=False, args=["/bin/sh", "-c", script], rlimits=[])
     config["root"]["readonly"] = False
+    config["linux"]["cgroupsPath"] = f"/grit-test-{uuid.uuid4().hex}"  # two runs of the tests may use one id
     if os.environ.get("GRIT_TEST_HOST_NETWORK"):
         # CRIU locks a network namespace of the container's own with iptables, which not every machine has.
         namespaces = config["linux"]["namespaces"]

@@ -167,6 +167,7 @@ def test_a_bundle_without_a_readable_config(machine: Machine, images: Path, cont
     bundle = machine.bundle("new")
     config = bundle.path / "config.json"
     config.unlink() if content is None else config.write_text(content)
+    bundle.written = (content or "").encode()
     said = _refused(machine, bundle, images)
     assert "config.json" in said
     assert ("not found" if content is None else "JSON") in said

@@ -3,7 +3,11 @@
 import json
 import os
 import signal
+import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -234,6 +238,53 @@ def test_the_foreground_restore_has_the_containers_exit_code(machine: Machine) -
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 7
     assert machine.containers() == []
+
+
+@pytest.mark.parametrize("verb", ["create", "restore"])
+def test_a_terminal_comes_back_through_the_console_socket(machine: Machine, verb: str) -> None:
+    script = "trap 'echo signalled' USR1; i=0; while :; do i=$((i+1)); echo $i; echo $i >> /data/out; sleep 0.02; done"
+    old, new = machine.bundle("old", script), _annotated(machine)
+    for bundle in (old, new):
+        bundle.edit(lambda c: c["process"].update(terminal=True))
+    with console(machine.path / "old.sock") as terminal:
+        machine.runc("run", "-d", "--console-socket", str(machine.path / "old.sock"), "-b", str(old.path), "old").ok()
+        machine.wait(lambda: b"5" in terminal())
+        images = _checkpoint(machine)
+    last = old.numbers()[-1]
+    with console(machine.path / "new.sock") as terminal:
+        console_socket = ("--console-socket", str(machine.path / "new.sock"))
+        flags = ("-d", "--image-path", str(images)) if verb == "restore" else ()
+        machine.grit(verb, *flags, *console_socket, "--bundle", str(new.path), "new").ok()
+        if verb == "create":
+            machine.grit("start", "new").ok()
+        machine.wait(lambda: str(last + 5).encode() in terminal())
+        machine.grit("kill", "new", "USR1").ok()
+        machine.wait(lambda: b"signalled" in terminal())
+        machine.grit("delete", "--force", "new").ok()
+
+
+@contextmanager
+def console(path: Path) -> Iterator[Callable[[], bytes]]:
+    """Listen for a terminal as an engine does (runc, docs/terminals.md); yields what has been written to it so far."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    seen = bytearray()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        _, (fd, *_), _, _ = socket.recv_fds(connection, 1024, 1)
+        while True:
+            try:
+                seen.extend(os.read(fd, 4096))
+            except OSError:
+                os.close(fd)
+                return
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield lambda: bytes(seen)
+    listener.close()
 
 
 def test_the_users_criu_configuration_is_merged(machine: Machine) -> None:
