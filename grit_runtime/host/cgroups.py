@@ -25,14 +25,16 @@ def directories(cgroups_path: str, container: str, *, systemd: bool) -> list[str
     one is the container's id.
     """
     if is_unified():
-        return _existing([MOUNT + unified_path(cgroups_path, container, systemd=systemd)])
+        unified = unified_path(cgroups_path, container, systemd=systemd)
+        return [] if unified == "/" else _existing([MOUNT + unified])  # the root is nobody's
     inner = _inner(cgroups_path, container, systemd)
     own = proc.cgroups("self")
     found = []
     for controllers, current in own.items():
         name = controllers.removeprefix("name=")
-        for directory in {name, *name.split(",")} - {""}:
-            found.append(os.path.join(MOUNT, directory, _anchored(inner, current)))
+        anchored = _anchored(inner, current)
+        for directory in {name, *name.split(",")} - {""} if anchored else ():
+            found.append(os.path.join(MOUNT, directory, anchored))
     return _existing(found)
 
 
@@ -75,7 +77,8 @@ def _inner(cgroups_path: str, container: str, systemd: bool) -> str:
 
 
 def _anchored(inner: str, own: str) -> str:
-    return inner.lstrip("/") if inner.startswith("/") else os.path.join(own, inner).lstrip("/")
+    """The path below a hierarchy's mount, empty for its root; runc cleans it too (libcontainer/utils, CleanPath)."""
+    return os.path.normpath(inner if inner.startswith("/") else os.path.join("/", own, inner)).lstrip("/")
 
 
 def _systemd_path(cgroups_path: str, container: str) -> str:
@@ -89,8 +92,7 @@ def _systemd_path(cgroups_path: str, container: str) -> str:
 
 
 def _existing(paths: list[str]) -> list[str]:
-    # The mount itself or a controller's root is never a container's cgroup.
-    return [path for path in paths if os.path.isdir(path) and os.path.normpath(path).count("/") > MOUNT.count("/") + 1]
+    return [path for path in paths if os.path.isdir(path)]
 
 
 def _remove(directory: str) -> None:

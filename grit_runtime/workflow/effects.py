@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from grit_runtime import names
 from grit_runtime.downstream import Downstream
-from grit_runtime.errors import DownstreamError
+from grit_runtime.errors import DownstreamError, RestoreError
 from grit_runtime.host import cgroups, mounts
 from grit_runtime.host.transaction import Effect
 
@@ -104,7 +104,14 @@ class RestoredContainer(Effect):
 def restored_container(
     downstream: Downstream, container: str, rootfs: str, cgroups_path: str, timeout: float
 ) -> RestoredContainer:
-    """A `RestoredContainer` that remembers what is mounted now."""
+    """A `RestoredContainer` that remembers what is mounted now.
+
+    Raises:
+        RestoreError: somebody else's processes are in the cgroup; undoing would kill them.
+    """
+    for directory in cgroups.directories(cgroups_path, container, systemd=downstream.systemd_cgroup):
+        if cgroups.processes(directory):
+            raise RestoreError(f"cannot restore container {container}: its cgroup {directory} is in use")
     return RestoredContainer(
         program=downstream.program,
         options=list(downstream.options),

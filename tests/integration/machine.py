@@ -56,6 +56,11 @@ class Bundle:
         loaded: dict[str, Any] = json.loads((self.path / "config.json").read_text())
         return loaded
 
+    @property
+    def cgroup(self) -> str:
+        """`linux.cgroupsPath` that the bundle was made with."""
+        return f"/grit-test-{self.uid}"
+
     def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
         """Change config.json."""
         config = self.config()
@@ -122,7 +127,7 @@ class Machine:
         (token / "token").write_text(f"token of {name}\n")
         binds["/var/run/secrets/token"] = token
         subprocess.run(["runc", "spec"], cwd=made.path, check=True)
-        made.edit(lambda config: _fill(config, script, binds))
+        made.edit(lambda config: _fill(config, script, binds, made.cgroup))
         self.bundles.append(made)
         return made
 
@@ -190,6 +195,9 @@ class Machine:
         """Everything of ours that is still there."""
         found = [str(p) for p in self.state.rglob("*")] if self.state.exists() else []
         found += [str(p) for p in self.path.rglob("*") if ".grit-" in p.name]
+        for bundle in self.bundles:
+            leaf = Path(bundle.cgroup).name
+            found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/{leaf}") if leaf and not self.containers()]
         mountinfo = Path("/proc/self/mountinfo").read_text()
         return found + [line for line in mountinfo.splitlines() if str(self.path) in line]
 
@@ -244,10 +252,10 @@ def tree(path: Path) -> dict[str, bytes]:
     return found
 
 
-def _fill(config: dict[str, Any], script: str, binds: dict[str, Path]) -> None:
+def _fill(config: dict[str, Any], script: str, binds: dict[str, Path], cgroup: str) -> None:
     config["process"].update(terminal=False, args=["/bin/sh", "-c", script], rlimits=[])
     config["root"]["readonly"] = False
-    config["linux"]["cgroupsPath"] = f"/grit-test-{uuid.uuid4().hex}"  # two runs of the tests may use one id
+    config["linux"]["cgroupsPath"] = cgroup  # two runs of the tests may use one id
     if os.environ.get("GRIT_TEST_HOST_NETWORK"):
         # CRIU locks a network namespace of the container's own with iptables, which not every machine has.
         namespaces = config["linux"]["namespaces"]

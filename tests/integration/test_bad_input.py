@@ -180,6 +180,23 @@ def test_the_id_of_a_container_that_exists(machine: Machine, images: Path) -> No
     machine.counts(other)
 
 
+def test_a_cgroup_that_somebody_else_uses(machine: Machine, images: Path) -> None:
+    """Undoing a failed restore empties the container's cgroups: they must have been ours."""
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    cgroup = Path("/sys/fs/cgroup") / ("" if unified else "pids") / "grit-test-somebody"
+    cgroup.mkdir()
+    somebody = subprocess.Popen(["sleep", "60"])
+    (cgroup / "cgroup.procs").write_text(str(somebody.pid))
+    bundle = machine.bundle("new")
+    bundle.edit(lambda c: c["linux"].update(cgroupsPath="/grit-test-somebody"))
+    said = _refused(machine, bundle, images)
+    assert f"its cgroup {cgroup} is in use" in said
+    assert somebody.poll() is None
+    somebody.kill()
+    somebody.wait()
+    cgroup.rmdir()
+
+
 @pytest.mark.parametrize("verb", ["checkpoint", "restore"])
 @pytest.mark.parametrize("kind", ["missing", "not-executable", "nameless"])
 def test_a_downstream_that_cannot_be_executed(machine: Machine, images: Path, verb: str, kind: str) -> None:

@@ -263,6 +263,21 @@ def test_systemd_scopes_lie_in_their_slices() -> None:
     assert cgroups._systemd_path("", "x") == "/system.slice/runc-x.scope"
 
 
+@pytest.mark.parametrize(
+    ("inner", "own", "path"),
+    [
+        ("/a/b", "/x", "a/b"),
+        ("a", "/x/y", "x/y/a"),
+        ("/", "/x", ""),
+        ("/../..", "/x", ""),
+        ("..", "/x", ""),
+        ("/a/../../b", "/", "b"),
+    ],
+)
+def test_a_cgroup_path_never_leads_above_its_hierarchy(inner: str, own: str, path: str) -> None:
+    assert cgroups._anchored(inner, own) == path
+
+
 def test_journal_lines_are_json(tmp_path: Path) -> None:
     transaction = _transaction(tmp_path)
     transaction.do(Note(str(tmp_path / "n"), '\n"ü'))
