@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> int:
         return _serve(reason, tuple(argv), frozenset(ignored.split(",")), invocation, log)
     except GritError as err:
         return log.fatal(err)
+    except OSError as err:
+        return log.fatal(f"grit-runtime: {err.strerror or err}{f': {err.filename}' if err.filename else ''}")
     except Exception as err:  # noqa: BLE001 - the edge: a bug must still be one line in the caller's log
         place = traceback.extract_tb(err.__traceback__)[-1]
         return log.fatal(f"grit-runtime: internal error: {type(err).__name__}: {err} ({place.filename}:{place.lineno})")

@@ -20,7 +20,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -53,13 +52,18 @@ struct text {
 	size_t size;
 };
 
-/* Map a file of at most `limit` bytes. 0, or an errno (EFBIG, EINVAL for what is no file). An empty file has size 0. */
-static int map_file(const char *path, size_t limit, struct text *text)
+/*
+ * Read a file of at most `limit` bytes. 0, or an errno (EFBIG, EINVAL for what is no file). The text lasts until the next
+ * call. Not mmap: a page of a file that is being rewritten in place is gone for a moment, and touching it is a SIGBUS.
+ */
+static int read_file(const char *path, size_t limit, struct text *text)
 {
+	static char content[MAX_BUNDLE_CONFIG]; /* .bss: what isn't touched costs nothing */
 	struct stat st;
+	ssize_t got = 1;
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), err = 0; /* a FIFO must not hold us up */
 
-	text->data = "";
+	text->data = content;
 	text->size = 0;
 	if (fd < 0)
 		return errno;
@@ -69,15 +73,12 @@ static int map_file(const char *path, size_t limit, struct text *text)
 		err = EINVAL;
 	else if ((size_t)st.st_size > limit)
 		err = EFBIG;
-	else if (st.st_size > 0) {
-		/* Gone with execve; MAP_POPULATE: one fault instead of one a page. */
-		void *data = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
-		if (data == MAP_FAILED)
+	while (!err && got && text->size < (size_t)st.st_size) { /* 0: it has been cut short meanwhile */
+		got = read(fd, content + text->size, st.st_size - text->size);
+		if (got < 0)
 			err = errno;
-		else {
-			text->data = data;
-			text->size = st.st_size;
-		}
+		else
+			text->size += got;
 	}
 	close(fd);
 	return err;
@@ -109,18 +110,22 @@ static bool plain_scalar(const char *p, const char *end, char *out)
 	return p == end || *p == '#';
 }
 
-/* Whether a line closes the quotes and brackets that it opens: else what stands below it may be text, whatever it looks like. */
+/*
+ * Whether a line closes the quotes and brackets that it opens: else what stands below it may be text, whatever it looks like.
+ * A backslash may escape a quote, which we would count: such a line is not ours to judge.
+ */
 static bool is_closed(const char *p, const char *end)
 {
-	int brackets = 0, quotes = 0, apostrophes = 0;
+	int brackets = 0, quotes = 0, apostrophes = 0, backslashes = 0;
 
 	for (const char *start = p; p < end && !(*p == '#' && (p == start || p[-1] == ' ')); p++) {
 		brackets += *p == '[' || *p == '{';
 		brackets -= *p == ']' || *p == '}';
 		quotes += *p == '"';
 		apostrophes += *p == '\'';
+		backslashes += *p == '\\';
 	}
-	return !brackets && quotes % 2 == 0 && apostrophes % 2 == 0;
+	return !brackets && quotes % 2 == 0 && apostrophes % 2 == 0 && !backslashes;
 }
 
 /* Whether a line holds what is a line break to YAML besides '\n', a tab, or a NUL. */
@@ -142,7 +147,7 @@ static bool read_config(void)
 	const char *path = getenv("GRIT_RUNTIME_CONFIG");
 	bool seen_downstream = false, seen_state_dir = false, may_continue = false;
 	struct text text;
-	int err = map_file(path && *path ? path : GRIT_CONFIG, MAX_CONFIG, &text);
+	int err = read_file(path && *path ? path : GRIT_CONFIG, MAX_CONFIG, &text);
 
 	if (err)
 		return err == ENOENT;
@@ -326,7 +331,7 @@ static bool create_mentions_us(char **words)
 		bundle = "."; /* as runc */
 	if (snprintf(path, sizeof path, "%s/config.json", bundle) >= (int)sizeof path)
 		return false;
-	return !map_file(path, MAX_BUNDLE_CONFIG, &text) && mentions_us(text);
+	return !read_file(path, MAX_BUNDLE_CONFIG, &text) && mentions_us(text);
 }
 
 static const char *ignored_signals(void)
@@ -386,7 +391,7 @@ static bool is_launcher(const char *path)
 {
 	struct text text;
 
-	return !map_file(path, MAX_LAUNCHER, &text) && memmem(text.data, text.size, mark, sizeof mark - 1);
+	return !read_file(path, MAX_LAUNCHER, &text) && memmem(text.data, text.size, mark, sizeof mark - 1);
 }
 
 static int run_downstream(int argc, char **argv)

@@ -53,7 +53,8 @@ def capture(context: Context, request: Request) -> None:
     """
     workspace = open_workspace(context.workspace_path, timeout=context.config.timeouts.lock)
     try:
-        recover.settle(workspace)
+        if recover.settle(workspace) is not None:
+            raise _wrong_state(context, names.CREATED)
         state = _require_running(context)
         bundle = _bundle_of(state)
         partial = os.path.join(request.images, names.PARTIAL)
@@ -87,8 +88,12 @@ def capture(context: Context, request: Request) -> None:
 def _require_running(context: Context) -> State:
     state = context.downstream.state(context.container, timeout=context.config.timeouts.command)
     if state.status not in (names.RUNNING, names.PAUSED):
-        raise CaptureError(f"container {context.container} cannot be checkpointed in {state.status} state")
+        raise _wrong_state(context, state.status)
     return state
+
+
+def _wrong_state(context: Context, status: str) -> CaptureError:
+    return CaptureError(f"container {context.container} cannot be checkpointed in {status} state")
 
 
 def _bundle_of(state: State) -> bundles.Bundle:

@@ -62,8 +62,8 @@ def container(runc: str) -> Iterator[str]:
         config = json.loads((bundle / "config.json").read_text())
         config["process"].update(terminal=False, args=["sh", "-c", "exit 0"])
         (bundle / "config.json").write_text(json.dumps(config))
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-        subprocess.run([runc, "--root", root, "create", "--bundle", bundle, CONTAINER], check=True, **quiet)
+        create = [runc, "--root", root, "create", "--bundle", str(bundle), CONTAINER]
+        subprocess.run(create, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
             yield root
         finally:

@@ -13,6 +13,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ RECORDER = Path(__file__).with_name("recorder.c")
 ANNOTATED = '{"annotations": {"grit.dev/checkpoint": "/checkpoints/a"}}'
 
 Word = str | bytes
-Environment = Mapping[Word, Word] | Sequence[bytes]
+Environment = Mapping[str, str] | Sequence[bytes]
 
 
 def compile_c(source: Path, program: Path, **defines: Path) -> Path:
@@ -78,8 +79,10 @@ class Called:
         return self.record
 
 
-def _exec(argv: list[bytes], environ: Sequence[bytes]) -> None:
+def _prepare_and_exec(prepare: Callable[[], object] | None, argv: list[bytes], environ: Sequence[bytes]) -> None:
     """execve with an environment that no mapping can hold: names that stand twice, or that have no `=`."""
+    if prepare is not None:
+        prepare()
     libc = ctypes.CDLL(None)
     libc.execve(argv[0], (ctypes.c_char_p * (len(argv) + 1))(*argv), (ctypes.c_char_p * (len(environ) + 1))(*environ))
 
@@ -138,7 +141,7 @@ class Contract:
         (path / "config.json").write_bytes(config if isinstance(config, bytes) else config.encode())
         return path
 
-    def environ(self, **more: str) -> dict[Word, Word]:
+    def environ(self, **more: str) -> dict[str, str]:
         """An environment in which the recorder is the runc of PATH."""
         return {"PATH": str(self.bin), **more}
 
@@ -165,13 +168,13 @@ class Contract:
         argv = [os.fsencode(word) for word in (program or self.launcher, *args)]
         env = self.environ() if env is None else env
         if not isinstance(env, Mapping):
-            raw, before = env, prepare
-            prepare = lambda: (before and before(), _exec(argv, raw))  # noqa: E731
+            prepare = partial(_prepare_and_exec, prepare, argv, env)
             env = {}
         if prepare is not None:
             popen["preexec_fn"] = prepare
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with subprocess.Popen(argv, env=env, **{"cwd": self.work, **pipes, **popen}) as process:
+        process: subprocess.Popen[bytes] = subprocess.Popen(argv, env=env, **{"cwd": self.work, **pipes, **popen})
+        with process:
             try:
                 out, err = process.communicate(timeout=30)
             except subprocess.TimeoutExpired:

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -360,6 +361,7 @@ def test_a_plain_configuration_is_read_by_the_launcher(contract: Contract, text:
         "garbage\n",
         "!!map\ndownstream: DOWNSTREAM\n",
         "fsync:true\n",
+        'log-dir: "/a\\"\ndownstream: DOWNSTREAM\nstate-dir: /b\nfsync: \\""\n',
     ],
 )
 @pytest.mark.parametrize("args", [("state", "x"), ("checkpoint", "x"), ("--no-such-flag",)], ids=repr)
@@ -402,6 +404,25 @@ def test_the_environment_names_another_configuration(contract: Contract) -> None
     assert contract.reason(called, "state") == "config"
 
 
+def test_a_configuration_that_is_rewritten_in_place_stops_nothing(contract: Contract) -> None:
+    text = b"downstream: %s\n" % os.fsencode(contract.downstream) + b"#" * 900_000
+    contract.configure(text)
+    done = threading.Event()
+
+    def rewrite() -> None:
+        while not done.is_set():
+            contract.config.write_bytes(text)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        for _ in range(200):
+            contract.passed(contract.call("state", "x"), "state", "x")
+    finally:
+        done.set()
+        writer.join()
+
+
 # Finding the downstream.
 
 
@@ -413,9 +434,16 @@ def test_path_is_searched_as_execvp_does(contract: Contract) -> None:
     path = f"/nowhere:{contract.work}/directory:{contract.work}/plain:{contract.bin}:/usr/bin"
     contract.passed(contract.call("state", env={"PATH": path}), "state")
     (contract.work / "runc").symlink_to(contract.downstream)
-    for path in ("", ":/nowhere", "/nowhere:", "/nowhere::/nowhere", "."):
-        called = contract.call("state", "x", env={"PATH": path}) if path else None
-        assert called is None or called.served.argv[0] == b"./runc"
+    for path in (":/nowhere", "/nowhere:", "/nowhere::/nowhere", "."):
+        assert contract.call("state", "x", env={"PATH": path}).served.argv[0] == b"./runc"
+
+
+@pytest.mark.parametrize("env", [[], [b"PATH="]], ids=["unset", "empty"])
+def test_without_path_the_usual_directories_are_searched(contract: Contract, env: list[bytes]) -> None:
+    contract.configure("downstream: sh\n")
+    called = contract.call("-c", "echo $0", env=env)
+    assert (called.code, called.record) == (0, None), called.err
+    assert called.out in ("/usr/bin/sh\n", "/bin/sh\n")
 
 
 @pytest.mark.parametrize(
@@ -449,6 +477,8 @@ def _bad_downstream(contract: Contract, kind: str) -> Path:
             (contract.work / "bin").mkdir()
             program = contract.work / "bin/runc"
             program.hardlink_to(contract.real)
+        case _:
+            assert kind == "missing"
     return program
 
 
@@ -470,14 +500,14 @@ def test_a_container_with_a_journal_concerns_us(contract: Contract, verb: str) -
     contract.workspace("a-b", "y")
     for args in ((verb, "x"), (verb, "-f", "--flag=1", "x", "more"), ("--root", "/a/b", verb, "y")):
         assert contract.reason(contract.call(*args), *args) == "verb"
-    for args in (
+    for theirs in (
         (verb, "y"),
         ("--root", "/a/b", verb, "x"),
         ("--root", "/a-b", verb, "y"),
         (verb, "--flag=x"),
         (verb,),
     ):
-        contract.passed(contract.call(*args), *args)
+        contract.passed(contract.call(*theirs), *theirs)
 
 
 def test_only_delete_concerns_us_of_a_workspace_without_a_journal(contract: Contract) -> None:
@@ -503,10 +533,10 @@ def test_the_root_of_the_last_flag_counts(contract: Contract) -> None:
     contract.configure()
     contract.workspace("b", "x")
     for args in (("--root", "/a", "-root=/b"), ("--root=/b",), ("-root", "/b"), ("--root", "//b/"), ("--root", "b")):
-        args = (*args, "state", "x")
-        assert contract.reason(contract.call(*args, cwd="/"), *args) == "verb"
-    args = ("--root=/b", "--root=/a", "state", "x")
-    contract.passed(contract.call(*args), *args)
+        ours = (*args, "state", "x")
+        assert contract.reason(contract.call(*ours, cwd="/"), *ours) == "verb"
+    theirs = ("--root=/b", "--root=/a", "state", "x")
+    contract.passed(contract.call(*theirs), *theirs)
 
 
 _ROOTS = st.lists(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,16 +36,16 @@ class Python:
     def env(self) -> list[bytes]:
         return [f"GRIT_RUNTIME_CONFIG={self.contract.config}".encode(), b"PATH=/usr/bin:/bin"]
 
-    def call(self, *args: Word, env: list[bytes] | None = None, **popen: object) -> Called:
+    def call(self, *args: Word, env: list[bytes] | None = None, **popen: Any) -> Called:
         """Call it; `env` comes on top of what it needs."""
         return self.contract.call(
             *args,
             program=self.launcher,
             env=[*self.env(), *(env or [])],
-            **popen,  # type: ignore[arg-type]
+            **popen,
         )
 
-    def passed(self, *args: Word, env: list[bytes] | None = None, **popen: object) -> Record:
+    def passed(self, *args: Word, env: list[bytes] | None = None, **popen: Any) -> Record:
         """Call it, and return what the downstream got, which must be exactly `args` and the environment."""
         called = self.call(*args, env=env, **popen)
         served = self.contract.passed(called, *args)
@@ -147,7 +148,14 @@ def test_everything_else_passes_through_python_as_it_was(python: Python, tmp_pat
         os.dup2(slave, 5)
 
     with (tmp_path / "out").open("wb") as out:
-        popen = {"stdin": slave, "stdout": out, "stderr": out, "close_fds": False, "umask": 0o137, "cwd": tmp_path}
+        popen: dict[str, Any] = {
+            "stdin": slave,
+            "stdout": out,
+            "stderr": out,
+            "close_fds": False,
+            "umask": 0o137,
+            "cwd": tmp_path,
+        }
         through = python.passed("state", "x", prepare=prepare, **popen)
         contract = python.contract
         alone = contract.call(
@@ -156,7 +164,7 @@ def test_everything_else_passes_through_python_as_it_was(python: Python, tmp_pat
             program=contract.downstream,
             env=python.env(),
             prepare=prepare,
-            **popen,  # type: ignore[arg-type]
+            **popen,
         )
     os.close(master)
     os.close(slave)
@@ -190,7 +198,7 @@ def test_a_working_directory_that_is_gone_passes_through_python(python: Python) 
 
 
 def test_whoever_is_not_root_passes_through_python(python: Python) -> None:
-    nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+    nobody: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
     assert python.passed("state", "x", **nobody).uid == 65534
     python.contract.downstream.chmod(0o711)  # executable, but not to be read
     try:
@@ -292,6 +300,8 @@ def _bad_downstream(python: Python, kind: str) -> Path:
             program.chmod(0o755)
         case "loop":
             program.symlink_to(program)
+        case _:
+            assert kind == "missing"
     return program
 
 

@@ -180,6 +180,28 @@ def test_the_id_of_a_container_that_exists(machine: Machine, images: Path) -> No
     machine.counts(other)
 
 
+def test_a_pid_file_that_cannot_be_written(machine: Machine, images: Path) -> None:
+    bundle = machine.bundle("new")
+    pid_file = str(machine.path / "no/such/pid")
+    flags = ("-d", "--image-path", str(images), "--pid-file", pid_file)
+    ran = machine.grit("restore", *flags, "--bundle", str(bundle.path), "new")
+    assert ran.code == 1
+    assert "No such file or directory" in ran.err
+    assert pid_file.rpartition("/")[0] in ran.err
+    assert machine.containers() == []
+    assert bundle.numbers() == []
+
+
+def test_a_checkpoint_of_what_waits_for_start(machine: Machine, images: Path) -> None:
+    new = _annotated(machine, restore_name="first")
+    machine.grit("create", "--bundle", str(new.path), "new").ok()
+    ran = machine.grit("checkpoint", "--image-path", str(machine.path / "x"), "new")
+    assert ran.code == 1
+    assert "container new cannot be checkpointed in created state" in ran.err
+    machine.grit("start", "new").ok()
+    machine.counts(new)
+
+
 def test_a_cgroup_that_somebody_else_uses(machine: Machine, images: Path) -> None:
     """Undoing a failed restore empties the container's cgroups: they must have been ours."""
     unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
