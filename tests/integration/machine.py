@@ -61,6 +61,11 @@ class Bundle:
         """`linux.cgroupsPath` that the bundle was made with."""
         return f"/grit-test-{self.uid}"
 
+    def cgroups(self) -> list[Path]:
+        """The cgroups of that path that exist, in cgroup v1's hierarchies or in v2's."""
+        mount = Path("/sys/fs/cgroup")
+        return [path for root in (mount, *mount.iterdir()) if (path := root / self.cgroup[1:]).is_dir()]
+
     def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
         """Change config.json."""
         config = self.config()
@@ -196,8 +201,7 @@ class Machine:
         found = [str(p) for p in self.state.rglob("*")] if self.state.exists() else []
         found += [str(p) for p in self.path.rglob("*") if ".grit-" in p.name]
         for bundle in self.bundles:
-            leaf = Path(bundle.cgroup).name
-            found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/{leaf}") if leaf and not self.containers()]
+            found += [str(path) for path in bundle.cgroups() if not self.containers()]
         mountinfo = Path("/proc/self/mountinfo").read_text()
         return found + [line for line in mountinfo.splitlines() if str(self.path) in line]
 

@@ -123,9 +123,7 @@ def test_plain_runc_restores_what_we_wrote_and_we_restore_what_plain_runc_wrote(
     for effect in node:
         effect.undo()
     machine.runc("delete", "--force", "new").ok()
-    machine.wait(
-        lambda: all(_removed(p) for b in (old, new) for p in Path("/sys/fs/cgroup").glob(f"**/{b.cgroup[1:]}"))
-    )
+    machine.wait(lambda: all(_removed(p) for b in (old, new) for p in b.cgroups()))
     third = machine.bundle("third")
     machine.grit("restore", "-d", "--image-path", str(theirs), "--bundle", str(third.path), "third").ok()
     machine.counts(third)
