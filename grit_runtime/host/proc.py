@@ -1,8 +1,11 @@
 """What /proc says of a process (proc(5)). A process may be gone at any moment: the readers return None then."""
 
+import ctypes
 import os
 import signal
 import time
+
+_PR_SET_PDEATHSIG = 1
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
@@ -87,6 +90,11 @@ def send_signal(pid: int, number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def die_with_parent() -> None:
+    """For a child about to execute a program: be killed when the parent is (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def finish_undisturbed() -> None:

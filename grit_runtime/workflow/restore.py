@@ -208,7 +208,9 @@ def _run(
     )  # fmt: skip
     name, _, value = marker.partition("=")
     env = {**run.caller_environment(), name: value}
-    process = subprocess.Popen(argv, env=env, close_fds=False)
+    # Killed with us: a shim whose `create` was killed takes the rootfs away at once, and a runc that goes on would make
+    # mountpoints in what is left of it. (Not so at a dump: CRIU must end by itself there.)
+    process = subprocess.Popen(argv, env=env, close_fds=False, preexec_fn=proc.die_with_parent)
     ended = _await_restore(process, pid_file if request.foreground else "", context.config.timeouts.restore)
     said = relay(context.log, log_file)
     if ended not in (None, 0):

@@ -381,6 +381,9 @@ def test_a_configuration_that_cannot_be_read_is_left_to_python(contract: Contrac
     contract.config.rmdir()
     contract.config.symlink_to(contract.config)
     assert contract.reason(contract.call("state", "x"), "state", "x") == "config"
+    contract.config.unlink()
+    os.mkfifo(contract.config)
+    assert contract.reason(contract.call("state", "x"), "state", "x") == "config"
 
 
 def test_a_configuration_larger_than_a_mebibyte_is_left_to_python(contract: Contract) -> None:

@@ -137,7 +137,7 @@ def test_a_dump_under_way_outlives_us_and_the_container_runs_on(machine: Machine
         os.kill(pid, 9)
         os.waitpid(pid, 0)
         if victims == "runtime-and-runc":
-            for runc in _marked_programs("runc"):
+            for runc in _marked_programs(machine, "runc"):
                 os.kill(runc, 9)
         machine.grit("recover").ok()
         assert machine.leftovers() == [], f"after {delay} s"
@@ -152,15 +152,14 @@ def test_a_dump_under_way_outlives_us_and_the_container_runs_on(machine: Machine
             machine.counts(bundle)
 
 
-def _marked_programs(name: str) -> list[int]:
-    """Processes of this name that one of our calls started."""
+def _marked_programs(machine: Machine, name: str) -> list[int]:
+    """Processes of this name that a call of this machine's started."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if (
-                b"GRIT_RUNTIME_CALL=" in (entry / "environ").read_bytes()
-                and (entry / "comm").read_text().strip() == name
-            ):
+            environment = (entry / "environ").read_bytes()
+            ours = b"GRIT_RUNTIME_CALL=" in environment and str(machine.config).encode() in environment
+            if ours and (entry / "comm").read_text().strip() == name:
                 found.append(int(entry.name))
         except (OSError, ValueError):
             continue
