@@ -2,7 +2,9 @@
 
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -493,6 +495,18 @@ def test_a_broken_program_is_left_to_python(contract: Contract) -> None:
     assert contract.reason(contract.call("state", "x"), "state", "x") == "downstream"
 
 
+def test_without_python_there_is_one_line_and_runcs_exit_code(contract: Contract) -> None:
+    contract.configure()
+    away = contract.python.rename(contract.bin / "away")
+    try:
+        called = contract.call("checkpoint", "x")
+        contract.passed(contract.call("state", "x"), "state", "x")
+    finally:
+        away.rename(contract.python)
+    assert (called.code, called.out, called.record) == (1, "", None)
+    assert called.err == f"grit-runtime: cannot execute {contract.python}: No such file or directory\n"
+
+
 # Workspaces and bundles.
 
 
@@ -540,6 +554,29 @@ def test_the_root_of_the_last_flag_counts(contract: Contract) -> None:
         assert contract.reason(contract.call(*ours, cwd="/"), *ours) == "verb"
     theirs = ("--root=/b", "--root=/a", "state", "x")
     contract.passed(contract.call(*theirs), *theirs)
+
+
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [
+        ("/run/runc", "run-runc"),
+        ("/run/containerd/runc/k8s.io", "run-containerd-runc-k8s.io"),
+        ("/", "-"),
+        ("//run//x/", "run-x"),
+        ("/a-b/c_d:e", r"a\x2db-c_d:e"),
+        ("/.hidden/.too", r"\x2ehidden-.too"),
+        ("/caf\u00e9 1", r"caf\xc3\xa9\x201"),
+    ],
+)
+def test_a_roots_name_is_that_of_systemd_escape(contract: Contract, root: str, name: str) -> None:
+    escape = shutil.which("systemd-escape")
+    if escape is not None:
+        said = subprocess.run([escape, "-p", "--", root], capture_output=True, check=True)
+        assert os.fsdecode(said.stdout) == f"{name}\n"
+    contract.configure()
+    contract.workspace(name, "x")
+    args = ("--root", root, "state", "x")
+    assert contract.reason(contract.call(*args), *args) == "verb"
 
 
 _ROOTS = st.lists(
@@ -641,6 +678,7 @@ def test_an_empty_bundle_is_the_working_directory_too(contract: Contract, args: 
         ('{"hostname": "a\\\\"}' + " " * 10, False),
         ('{"hostname": "\\u00e4\\u0041\\u0000 \\" \\\\ \\n"}', False),
         ('{"annotations": {"dev.grit/checkpoint": "x"}}', False),
+        ('{"hostname": "\\\\u0067"}', False),
         ("{}", False),
         ("", False),
         ("\\", False),
@@ -650,7 +688,7 @@ def test_an_empty_bundle_is_the_working_directory_too(contract: Contract, args: 
         (" " * ((16 << 20) - len(ANNOTATED)) + ANNOTATED, True),
         (" " * (16 << 20) + ANNOTATED, False),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_only_a_bundle_that_may_name_a_checkpoint_is_looked_at(contract: Contract, text: Word, ours: bool) -> None:
     contract.configure()
