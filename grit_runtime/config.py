@@ -18,6 +18,9 @@ DUMP_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "link-r
 RESTORE_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "file-locks": True}
 
 
+_SECTIONS = frozenset({"criu", "timeouts", "mounts"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
     """Bounds in seconds; see config.schema.json."""
@@ -26,6 +29,27 @@ class Timeouts:
     command: float = 30
     checkpoint: float = 1800
     restore: float = 1800
+
+
+# Where kubelet and the CRI runtimes keep what belongs to one pod: kubelet and containerd, k3s, rke2, CRI-O.
+LINK_ROOTS = (
+    "/var/lib/kubelet/pods",
+    "/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes",
+    "/run/containerd/io.containerd.grpc.v1.cri/sandboxes",
+    "/var/lib/rancher/k3s/agent/containerd/io.containerd.grpc.v1.cri/sandboxes",
+    "/var/lib/rancher/rke2/agent/containerd/io.containerd.grpc.v1.cri/sandboxes",
+    "/run/k3s/containerd/io.containerd.grpc.v1.cri/sandboxes",
+    "/run/containers/storage/overlay-containers",
+    "/var/run/containers/storage/overlay-containers",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mounts:
+    """How mounts that CRIU found by itself get their new source; see config.schema.json."""
+
+    strategy: str = "auto"
+    link_roots: tuple[str, ...] = LINK_ROOTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +63,7 @@ class Config:
     require_manifest: bool = True
     fsync: bool = True
     timeouts: Timeouts = field(default_factory=Timeouts)
+    mounts: Mounts = field(default_factory=Mounts)
     criu_dump: dict[str, Option] = field(default_factory=lambda: dict(DUMP_OPTIONS))
     criu_restore: dict[str, Option] = field(default_factory=lambda: dict(RESTORE_OPTIONS))
 
@@ -72,15 +97,18 @@ def parse(text: bytes, file: str) -> Config:
     data = _read_yaml(text, file)
     _validate(data, file)
     criu = data.get("criu", {})
-    plain = {key.replace("-", "_"): value for key, value in data.items() if key not in ("criu", "timeouts")}
-    if "checkpoint_roots" in plain:
-        plain["checkpoint_roots"] = tuple(plain["checkpoint_roots"])
     return Config(
-        **plain,
+        **_python({key: value for key, value in data.items() if key not in _SECTIONS}),
         timeouts=Timeouts(**data.get("timeouts", {})),
+        mounts=Mounts(**_python(data.get("mounts", {}))),
         criu_dump={**DUMP_OPTIONS, **criu.get("dump", {})},
         criu_restore={**RESTORE_OPTIONS, **criu.get("restore", {})},
     )
+
+
+def _python(section: dict[str, Any]) -> dict[str, Any]:
+    """A mapping of YAML as keyword arguments: names with underscores, lists as tuples."""
+    return {key.replace("-", "_"): tuple(value) if isinstance(value, list) else value for key, value in section.items()}
 
 
 def _read_yaml(text: bytes, file: str) -> dict[str, Any]:

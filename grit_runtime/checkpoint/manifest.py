@@ -27,6 +27,11 @@ class Manifest:
         """The machine's, as uname(2) says it."""
         return str(self.data["machine"]["architecture"])
 
+    def entries(self, section: str) -> list[dict[str, Any]]:
+        """The objects of a list in the document, empty where there is none."""
+        found = self.data.get(section)
+        return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
 
 def encode(data: dict[str, Any]) -> bytes:
     """The bytes of a manifest."""

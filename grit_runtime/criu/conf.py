@@ -1,8 +1,9 @@
 """The text of a CRIU configuration file (criu(8), "CONFIGURATION FILES"; criu/config.c).
 
-One `option` or `option value` a line, without dashes. A `#` starts a comment anywhere, even inside a value; a value
-with spaces stands in double quotes. A line that CRIU can't parse makes it exit with 1 and no log, so that what is
-rendered here is checked first.
+One `option` or `option value` a line, without dashes. A `#` starts a comment anywhere, even inside a value. A value
+with spaces should stand in double quotes, but CRIU 4.1.1 refuses most of those (parse_statement looks for a second
+value from the wrong place). A line that CRIU can't parse makes it exit with 1 and no log, so that what is rendered here
+is checked first.
 """
 
 from collections.abc import Mapping
@@ -37,8 +38,8 @@ def merge(defaults: Mapping[str, Option], users: str, required: Mapping[str, Opt
 
 def _quote(name: str, value: object) -> str:
     text = str(value)
-    if any(c in text for c in '\n"#'):
+    if any(c in text for c in '\n"# \t'):
         raise ConfigError(
             f"the CRIU option {name} cannot have the value {text!r}: a CRIU configuration file cannot hold it"
         )
-    return f'"{text}"' if " " in text else text
+    return text

@@ -14,6 +14,14 @@ from grit_runtime.errors import CheckpointError
 MAX_IMAGE_BYTES = 64 << 20  # of a small image: a million mounts would fit
 MAX_PROCESSES = 1 << 16
 
+FILES = "files.img"
+REMAPS = "remap-fpath.img"
+
+Fields = dict[str, Any]
+"""What to set in an entry: a field of value None is removed, a dict goes into a message within."""
+Changes = dict[int, Fields | None]
+"""An entry's index to what changes in it; None takes the entry out."""
+
 # compel/include/uapi/task-state.h; core.proto, task_state
 _TASK_DEAD = 2
 _TASK_STOPPED = 3
@@ -35,6 +43,28 @@ class ImageMount:
     fstype: str
     ext_key: str
     deleted: bool
+    shared_id: int = 0
+    master_id: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenFile:
+    """One file or directory of files.img (images/regfile.proto) that a task has open, mapped, as its program or as its
+    working directory.
+
+    `remap` says how CRIU keeps one whose name was gone at the dump (images/remap-file-path.proto): GHOST with its
+    content in the images, LINKED by a link of another name, PROCFS; empty for a file with a name.
+    """
+
+    id: int
+    index: int
+    path: str
+    mnt_id: int
+    size: int | None = None
+    mode: int = 0
+    remap: str = ""
+    remap_id: int = 0
+    remap_index: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +87,7 @@ class Images:
     mounts: tuple[ImageMount, ...]
     processes: tuple[ImageProcess, ...]
     version: int
+    open_files: tuple[OpenFile, ...] = ()
 
 
 def read(path: str) -> Images:
@@ -85,25 +116,42 @@ def read(path: str) -> Images:
         mounts=tuple(mounts),
         processes=tuple(_processes(path, files)),
         version=int(inventory.get("img_version", 0)),
+        open_files=tuple(_open_files(path, files)),
     )
 
 
-def rewrite_mounts(path: str, name: str, changes: dict[int, dict[str, Any]]) -> bytes:
-    """The bytes of mountpoints image `name` with fields of some entries changed.
-
-    Args:
-        changes: an entry's index to the fields to set; a field of value None is removed.
-    """
-    image = _decode(path, name, "MNTS")
+def rewrite(path: str, name: str, changes: Changes) -> bytes:
+    """The bytes of image `name` with some entries changed."""
+    image = _decode(path, name, _magic(name))
     for index, fields in changes.items():
-        entry = image["entries"][index]
-        for field, value in fields.items():
-            if value is None:
-                entry.pop(field, None)
-            else:
-                entry[field] = value
+        if fields is not None:
+            _set(image["entries"][index], fields)
+    image["entries"] = [e for index, e in enumerate(image["entries"]) if changes.get(index, {}) is not None]
     encoded: bytes = _pycriu().dumps(image)
     return encoded
+
+
+def is_rewritable(path: str, name: str) -> bool:
+    """Whether the image can be written again without loss: one of a CRIU that knows fields which this pycriu doesn't
+    know cannot.
+    """
+    with open(os.path.join(path, name), "rb") as stream:
+        original = stream.read()
+    return rewrite(path, name, {}) == original
+
+
+def _set(entry: dict[str, Any], fields: Fields) -> None:
+    for field, value in fields.items():
+        if value is None:
+            entry.pop(field, None)
+        elif isinstance(value, dict):
+            _set(entry[field], value)
+        else:
+            entry[field] = value
+
+
+def _magic(name: str) -> str:
+    return "MNTS" if name.startswith("mountpoints-") else {FILES: "FILES", REMAPS: "REMAP_FPATH"}[name]
 
 
 def _mounts(path: str, name: str) -> list[ImageMount]:
@@ -119,9 +167,38 @@ def _mounts(path: str, name: str) -> list[ImageMount]:
             fstype=entry.get("fsname", ""),
             ext_key=entry.get("ext_key", ""),
             deleted=bool(entry.get("deleted", False)),
+            shared_id=int(entry.get("shared_id", 0)),
+            master_id=int(entry.get("master_id", 0)),
         )
         for index, entry in enumerate(_load(path, name, "MNTS"))
     ]
+
+
+def _open_files(path: str, files: tuple[str, ...]) -> list[OpenFile]:
+    if FILES not in files:
+        return []  # before CRIU 3.3 each kind of file had an image of its own
+    remaps = _load(path, REMAPS, "REMAP_FPATH") if REMAPS in files else []
+    remapped = {entry["orig_id"]: (index, entry) for index, entry in enumerate(remaps)}
+    found = []
+    for index, entry in enumerate(_load(path, FILES, "FILES")):
+        regular = entry.get("reg")
+        if regular is None or regular.get("ext"):
+            continue
+        remap_index, remap = remapped.get(regular["id"], (-1, {}))
+        found.append(
+            OpenFile(
+                id=regular["id"],
+                index=index,
+                path=regular["name"],
+                mnt_id=regular.get("mnt_id", -1),
+                size=regular.get("size"),
+                mode=regular.get("mode", 0),
+                remap=str(remap.get("remap_type", "")),
+                remap_id=int(remap.get("remap_id", 0)),
+                remap_index=remap_index,
+            )
+        )
+    return found
 
 
 def _processes(path: str, files: tuple[str, ...]) -> list[ImageProcess]:

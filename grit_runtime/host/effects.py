@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,6 +45,68 @@ def missing_directories(path: str) -> list[MakeDirectory]:
         missing.insert(0, MakeDirectory(path))
         path = os.path.dirname(path)
     return missing
+
+
+@dataclass(frozen=True)
+class MakeMountpoint(Effect):
+    """Make an empty directory or file to mount on, below a directory that holds somebody else's names: no link in it is
+    followed. Undone by removing it if it is still empty, unless it was there before.
+    """
+
+    kind: ClassVar[str] = "make-mountpoint"
+    base: str
+    path: str
+    directory: bool
+
+    def describe(self) -> str:
+        return f"make mountpoint {self.path} in {self.base}"
+
+    def apply(self) -> None:
+        parent, name = os.path.split(self.path)
+        fd = files.open_beneath(self.base, parent, os.O_PATH | os.O_DIRECTORY)
+        try:
+            if self.directory:
+                os.mkdir(name, 0o755, dir_fd=fd)
+            else:
+                how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open(name, how, 0o644, dir_fd=fd))
+        finally:
+            os.close(fd)
+
+    def undo(self) -> None:
+        parent, name = os.path.split(self.path)
+        try:
+            fd = files.open_beneath(self.base, parent, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return
+        try:
+            if self.directory:
+                os.rmdir(name, dir_fd=fd)
+            elif os.stat(name, dir_fd=fd, follow_symlinks=False).st_size == 0:
+                os.unlink(name, dir_fd=fd)
+        except OSError:
+            return  # not made, or somebody else put something there
+        finally:
+            os.close(fd)
+
+
+def missing_mountpoints(base: str, path: str, *, directory: bool) -> list[MakeMountpoint]:
+    """What has to be made for `path` below `base` to be a mountpoint, outermost first.
+
+    Raises:
+        OSError: a link, a file or a directory is in the way.
+    """
+    words = path.split("/")
+    for count in range(len(words)):
+        inner = "/".join(words[: count + 1])
+        try:
+            found = files.lstat_beneath(base, inner)
+        except FileNotFoundError:
+            rest = ["/".join(words[: number + 1]) for number in range(count, len(words))]
+            return [MakeMountpoint(base, made, directory or made != path) for made in rest]
+        if stat.S_ISDIR(found.st_mode) != (directory or inner != path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.path.join(base, inner))
+    return []
 
 
 @dataclass(frozen=True)

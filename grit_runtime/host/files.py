@@ -1,5 +1,6 @@
 """Files: written whole or not at all, read with a bound, removed without following links."""
 
+import errno
 import json
 import os
 import shutil
@@ -34,8 +35,13 @@ def write_atomically(path: str, data: bytes, mode: int = 0o600, *, sync: bool = 
 
 def remove_temporary(path: str) -> None:
     """Remove what a killed `write_atomically` of `path` left."""
+    unlink_if_there(_temporary(path))
+
+
+def unlink_if_there(path: str) -> None:
+    """Remove a name that may be gone already."""
     try:
-        os.unlink(_temporary(path))
+        os.unlink(path)
     except FileNotFoundError:
         return
 
@@ -84,6 +90,39 @@ def read_json(path: str, limit: int) -> Any:
         return json.loads(data)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def open_beneath(root: str, inner: str, flags: int) -> int:
+    """Open `inner` below directory `root` with no symbolic link on the way, nor at its end.
+
+    Raises:
+        FileNotFoundError: it isn't there, nor is anything in its place on the way.
+        OSError: a link or a file is in the way.
+    """
+    words = [word for word in inner.split("/") if word not in ("", ".")]
+    if ".." in words:
+        raise OSError(errno.EXDEV, f"{inner} leads out of {root}")
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for number, word in enumerate(words):
+        last = number == len(words) - 1
+        how = flags if last else os.O_PATH | os.O_DIRECTORY
+        try:
+            below = os.open(word, how | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+def lstat_beneath(root: str, inner: str) -> os.stat_result:
+    """What is at `inner` below `root` (a directory, or a file for an `inner` of `.`); raises as `open_beneath`."""
+    if inner in ("", "."):
+        return os.stat(root)
+    fd = open_beneath(root, inner, os.O_PATH)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
 
 
 def remove_tree(path: str) -> None:

@@ -1,14 +1,19 @@
 """Mount tables (proc_pid_mountinfo(5)) and paths as they are seen from within a root."""
 
 import ctypes
+import errno
 import os
 import re
 from dataclasses import dataclass
+
+from grit_runtime.host import proc
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _MS_REMOUNT = 32
+_MS_BIND = 4096
+_CLONE_NEWNS = 0x00020000
 # mount(2), sys/mount.h
 _MOUNT_FLAGS = {
     "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21,
@@ -29,6 +34,8 @@ class MountEntry:
     fstype: str
     source: str
     super_options: str = ""
+    propagation: tuple[str, ...] = ()
+    """The optional fields, such as `shared:1` and `master:2`; none for a private mount."""
 
 
 def parse(text: str) -> list[MountEntry]:
@@ -38,7 +45,8 @@ def parse(text: str) -> list[MountEntry]:
         fields = line.split(" ")
         if " - " not in line or len(fields) < 10:
             continue
-        tail = fields[fields.index("-") + 1 :]
+        dash = fields.index("-")
+        tail = fields[dash + 1 :]
         found.append(
             MountEntry(
                 mnt_id=int(fields[0]),
@@ -50,6 +58,7 @@ def parse(text: str) -> list[MountEntry]:
                 fstype=tail[0],
                 source=_unescape(tail[1]),
                 super_options=tail[2] if len(tail) > 2 else "",
+                propagation=tuple(fields[6:dash]),
             )
         )
     return found
@@ -59,6 +68,17 @@ def own() -> list[MountEntry]:
     """The mounts of our own namespace."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
         return parse(stream.read())
+
+
+def is_private(path: str, table: list[MountEntry]) -> bool:
+    """Whether the mount of `table` that holds `path` takes part in no propagation."""
+    real = os.path.realpath(path) + "/"
+    holding = [entry for entry in table if real.startswith(entry.mountpoint.rstrip("/") + "/")]
+    if not holding:
+        return True
+    deepest = max(len(entry.mountpoint) for entry in holding)
+    top = [entry for entry in holding if len(entry.mountpoint) == deepest][-1]
+    return not any(word.startswith(("shared:", "master:")) for word in top.propagation)
 
 
 def at_or_below(path: str) -> list[str]:
@@ -83,13 +103,16 @@ def unmount(path: str) -> None:
         raise OSError(number, os.strerror(number), path)
 
 
-def remount(path: str, options: str, super_options: str) -> None:
+def remount(path: str, options: str, super_options: str, more: int = 0) -> None:
     """Set the options of a mount and of its file system, as mountinfo writes them.
+
+    Args:
+        more: MS_BIND for the options of the mount alone.
 
     Raises:
         OSError: the kernel refuses.
     """
-    flags = _MS_REMOUNT
+    flags = _MS_REMOUNT | more
     for option in options.split(","):
         flags |= _MOUNT_FLAGS.get(option, 0)
     data = ",".join(option for option in super_options.split(",") if option not in ("rw", "ro"))
@@ -97,6 +120,35 @@ def remount(path: str, options: str, super_options: str) -> None:
     if libc.mount(None, os.fsencode(path), None, ctypes.c_ulong(flags), data.encode()) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
+
+
+def make_root_read_only(pid: int) -> None:
+    """Make the root mount of another process' mount namespace read-only, keeping its other options.
+
+    Raises:
+        OSError: the kernel refuses: EBUSY if a file there is open for writing.
+    """
+    roots = [entry for entry in parse(proc.mountinfo(pid)) if entry.mountpoint == "/"]
+    options = ",".join({*roots[-1].options.split(","), "ro"}) if roots else "ro"
+    with open(f"/proc/{pid}/ns/mnt", "rb") as namespace:
+        child = os.fork()
+        if child == 0:
+            os._exit(_enter_and_seal(namespace.fileno(), options))
+    number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if number:
+        raise OSError(number, os.strerror(number), f"rootfs of process {pid}")
+
+
+def _enter_and_seal(namespace: int, options: str) -> int:
+    """In a child of ours: enter a mount namespace, which also moves us to its root. Returns an errno, 0 for success."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(namespace, _CLONE_NEWNS) != 0:
+            return ctypes.get_errno()
+        remount("/", options, "", _MS_BIND)
+    except OSError as err:
+        return err.errno or errno.EIO
+    return 0
 
 
 def resolve_in_root(root: str, path: str) -> str:

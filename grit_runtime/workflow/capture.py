@@ -22,7 +22,7 @@ from grit_runtime.host import effects, files, proc, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import open_workspace
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import describe, publish, recover
+from grit_runtime.workflow import describe, external, publish, recover
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import Pause
 
@@ -72,8 +72,9 @@ def capture(context: Context, request: Request) -> None:
         _prepare(transaction, request, partial)
         # Here the state of devices will be taken into memory: before the freeze, and thawed if the caller froze it.
         clock = _freeze(context, transaction, state)
-        facts = describe.container(context, state, bundle)
-        _dump(context, transaction, request, partial, bundle)
+        outside = describe.externals(state, bundle)
+        facts = describe.container(context, state, bundle, outside)
+        _dump(context, transaction, request, partial, bundle, external.options(outside))
         clock["dump"] = time.monotonic()
         _write_manifest(context, request, partial, facts, clock)
         proc.finish_undisturbed()
@@ -139,7 +140,14 @@ def _freeze(context: Context, transaction: Transaction, state: State) -> dict[st
     return clock
 
 
-def _dump(context: Context, transaction: Transaction, request: Request, partial: str, bundle: bundles.Bundle) -> None:
+def _dump(
+    context: Context,
+    transaction: Transaction,
+    request: Request,
+    partial: str,
+    bundle: bundles.Bundle,
+    outside: list[str],
+) -> None:
     marker = new_marker()
     programs = effects.Programs(marker, grace=context.config.timeouts.command)
     kept = effects.cgroup_options()
@@ -149,7 +157,7 @@ def _dump(context: Context, transaction: Transaction, request: Request, partial:
     workspace = transaction.workspace
     configuration, log_file = workspace.file("criu.conf"), workspace.file("runc.log")
     env = run.caller_environment()
-    options = {**context.config.criu_dump}
+    options = _with_external(context.config.criu_dump, outside)
     flags = [f"--{name}" for name in _as_flags(context, options) if f"--{name}" not in request.flags]
     text = conf.merge(options, _users_options(bundle, env), {})
     files.write_atomically(configuration, text.encode())
@@ -173,6 +181,15 @@ def _dump(context: Context, transaction: Transaction, request: Request, partial:
         transaction.undo(done)
     if not request.work:
         _keep_beside_images(work, partial)
+
+
+def _with_external(options: dict[str, conf.Option], more: list[str]) -> dict[str, conf.Option]:
+    """The site's options, with `external` for what runc doesn't know; the site's own come last, for CRIU takes the last
+    of two for one key (criu/external.c, add_external).
+    """
+    own = options.get("external", [])
+    listed = [str(item) for item in own] if isinstance(own, list) else [str(own)]
+    return {**options, "external": [*more, *listed]} if more else {**options}
 
 
 def _as_flags(context: Context, options: dict[str, conf.Option]) -> list[str]:

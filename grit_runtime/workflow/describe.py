@@ -4,21 +4,34 @@ failed calls.
 
 import os
 import shutil
+import stat
 import time
 from typing import Any
 
 from grit_runtime import __version__, names
 from grit_runtime.downstream import State
-from grit_runtime.host import mounts, proc, run
+from grit_runtime.host import cgroups, mounts, proc, run
 from grit_runtime.oci.bundle import Bundle
+from grit_runtime.workflow import external
 from grit_runtime.workflow.context import Context
+from grit_runtime.workflow.external import External
+from grit_runtime.workflow.mounts import bind_mounts, provided
 
 KEPT_LOGS = 20
 _MAX_PROCESSES_LISTED = 1000
+# runc makes these by itself (libcontainer/specconv, AllowedDevices), and binds and keys them in a user namespace.
+_DEFAULT_DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
 
 
-def container(context: Context, state: State, bundle: Bundle) -> dict[str, Any]:
-    """The manifest without what only the finished dump knows."""
+def container(context: Context, state: State, bundle: Bundle, outside: list[External]) -> dict[str, Any]:
+    """The manifest without what only the finished dump knows.
+
+    Args:
+        outside: the mounts that config.json doesn't know.
+    """
+    root = f"/proc/{state.pid}/root"
+    came_from = {mount.destination: mount.candidates for mount in outside}
+    table = mounts.parse(proc.mountinfo(state.pid))
     annotations = bundle.annotations
     pod = {"namespace": names.POD_NAMESPACE, "name": names.POD_NAME, "uid": names.POD_UID, "sandbox": names.SANDBOX_ID}
     return {
@@ -35,7 +48,7 @@ def container(context: Context, state: State, bundle: Bundle) -> dict[str, Any]:
         "machine": _machine(),
         "namespaces": _namespaces(state.pid),
         "processes": _processes(context),
-        "mounts": [_mount(entry) for entry in mounts.parse(proc.mountinfo(state.pid))],
+        "mounts": [_mount(entry, root, came_from.get(entry.mountpoint, ())) for entry in table],
         "spec": bundle.config,
     }
 
@@ -110,11 +123,35 @@ def _processes(context: Context) -> list[dict[str, Any]]:
     return [entry for entry in found if entry["pid"] is not None]
 
 
-def _mount(entry: mounts.MountEntry) -> dict[str, Any]:
-    return {
+def externals(state: State, bundle: Bundle) -> list[External]:
+    """The container's mounts that come from the host and that its config.json doesn't know."""
+    resolved = {path: mounts.resolve_in_root(bundle.rootfs, path) for path in bind_mounts(bundle)}
+    controllers = () if cgroups.is_unified() else tuple(sorted(os.listdir(cgroups.MOUNT)))
+    keyed = {*provided(bundle, resolved, controllers), *bundle.strings("linux", "maskedPaths"), *_DEFAULT_DEVICES}
+    return external.find(mounts.parse(proc.mountinfo(state.pid)), mounts.own(), keyed)
+
+
+def _mount(entry: mounts.MountEntry, root: str, candidates: tuple[str, ...]) -> dict[str, Any]:
+    there = _lstat(root + entry.mountpoint)
+    found = {
         "destination": entry.mountpoint,
         "root": entry.root,
         "source": entry.source,
         "type": entry.fstype,
         "options": entry.options.split(","),
+        "directory": there is None or stat.S_ISDIR(there.st_mode),
     }
+    same = [path for path in candidates if there is not None and _is(path, there)]
+    return {**found, "hostPath": same[0]} if same else found
+
+
+def _lstat(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except OSError:
+        return None
+
+
+def _is(path: str, there: os.stat_result) -> bool:
+    found = _lstat(path)
+    return found is not None and (found.st_dev, found.st_ino) == (there.st_dev, there.st_ino)

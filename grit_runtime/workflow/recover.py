@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 from grit_runtime.host import effects as file_effects
-from grit_runtime.host import files
+from grit_runtime.host import files, links
 from grit_runtime.host.transaction import Record, append, read_journal, undo_all
 from grit_runtime.host.workspace import Workspace
 from grit_runtime.workflow import effects, publish
@@ -12,7 +12,7 @@ from grit_runtime.workflow import effects, publish
 CREATED = "created"  # the phase of a restored container that waits for `start`: nothing is under way
 
 # A journal names effects by their kind: the modules that define them must be there.
-EFFECTS = (file_effects, effects)
+EFFECTS = (file_effects, effects, links)
 
 
 def settle(workspace: Workspace) -> Record | None:
@@ -53,7 +53,8 @@ def unwind(workspace: Workspace, record: Record | None) -> None:
 def roots(state_dir: str) -> list[str]:
     """The directories that hold the workspaces of one downstream root each."""
     try:
-        return [path for name in sorted(os.listdir(state_dir)) if os.path.isdir(path := os.path.join(state_dir, name))]
+        names = [name for name in sorted(os.listdir(state_dir)) if not name.startswith(".")]
+        return [path for name in names if os.path.isdir(path := os.path.join(state_dir, name))]
     except OSError:
         return []
 

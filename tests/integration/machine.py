@@ -99,6 +99,8 @@ class Machine:
         self.config = path / "config.yaml"
         self.configure()
         self.bundles: list[Bundle] = []
+        self.mounted: list[Path] = []
+        """What the test mounted on the host."""
 
     def configure(self, **more: Any) -> None:
         """Write grit-runtime's configuration (JSON is YAML)."""
@@ -157,6 +159,10 @@ class Machine:
         options = ["--root", str(self.root), "--log", str(self.path / "log.json"), "--log-format", "json"]
         return [sys.executable, "-I", str(BOOT), *options, *args]
 
+    def environment(self) -> dict[str, str]:
+        """The environment of every call."""
+        return {**os.environ, "GRIT_RUNTIME_CONFIG": str(self.config)}
+
     def wait_for_effect(self, kind: str) -> Path:
         """Wait until a journal holds an applied effect of this kind."""
         found: list[Path] = []
@@ -177,6 +183,15 @@ class Machine:
         """What runc says of a container."""
         ran = self.runc("state", name)
         return str(json.loads(ran.out)["status"]) if ran.code == 0 else "gone"
+
+    def state_of(self, name: str) -> dict[str, Any]:
+        """What runc says of a container, whole."""
+        state: dict[str, Any] = json.loads(self.runc("state", name).ok().out)
+        return state
+
+    def shell(self, *argv: str) -> None:
+        """Run a program of the host that must succeed."""
+        subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, timeout=30)
 
     def counts(self, bundle: Bundle) -> None:
         """The counter goes on, with no number left out or twice."""
@@ -226,6 +241,8 @@ class Machine:
         """Delete every container."""
         for name in self.containers():
             self.runc("delete", "--force", name)
+        for path in reversed(self.mounted):
+            subprocess.run(["umount", "--lazy", str(path)], check=False, stderr=subprocess.DEVNULL)
 
     def _run(self, argv: list[str], env: dict[str, str]) -> Ran:
         # These verbs get the container's stdio, and a file outside the container is nothing that CRIU can dump.
@@ -235,7 +252,7 @@ class Machine:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, "GRIT_RUNTIME_CONFIG": str(self.config), **env},
+            env={**self.environment(), **env},
             cwd=self.path,
             check=False,
             timeout=60,

@@ -6,12 +6,14 @@ at once each.
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.integration.machine import Machine, tree
+from tests.integration.test_mounts import add_hook
 
 pytestmark = [pytest.mark.needs("root", "runc", "criu", "busybox"), pytest.mark.timeout(600)]
 
@@ -61,7 +63,13 @@ def test_a_capture_killed_at_any_step_costs_nothing(machine: Machine) -> None:
 
 @pytest.mark.parametrize("verb", ["create", "restore"])
 def test_a_restore_killed_at_any_step_leaves_nothing_and_the_next_call_works(machine: Machine, verb: str) -> None:
-    machine.start("old", machine.bundle("old"))
+    old = machine.bundle("old")
+    library = machine.path / "libcuda.so.1"
+    library.touch()
+    (old.path / "rootfs/usr/lib").mkdir(parents=True)
+    (old.path / "rootfs/usr/lib/libcuda.so.1").touch()
+    add_hook(old, f"mount --bind {library} @/usr/lib/libcuda.so.1")
+    machine.start("old", old)
     images = machine.checkpoints / "ns/first/app/checkpoint"
     machine.grit("checkpoint", "--image-path", str(images), "old").ok()
     new = machine.bundle("new")
@@ -85,8 +93,10 @@ def test_a_restore_killed_at_any_step_leaves_nothing_and_the_next_call_works(mac
     machine.grit("delete", "--force", "new").ok()
     (machine.path / "pid").unlink()
     (new.data / "out").write_text("")
+    shutil.rmtree(new.path / "rootfs/usr")
     for step in range(1, steps + 1):
         assert _killed(machine, step, *args)
+        committed = _is_committed(machine)
         if step % 2:
             machine.grit("recover").ok()
             if _is_whole(machine):
@@ -101,6 +111,8 @@ def test_a_restore_killed_at_any_step_leaves_nothing_and_the_next_call_works(mac
             assert machine.containers() == [], f"step {step}"
         assert _processes_below(new.path) == [], f"step {step}"
         assert new.config() == before, f"step {step}"
+        assert not (new.path / "rootfs/usr").exists() or committed, f"step {step}"
+        shutil.rmtree(new.path / "rootfs/usr", ignore_errors=True)
         assert tree(images) == pristine, f"step {step}"
         (new.data / "out").write_text("")
     machine.grit(*args).ok()
@@ -203,6 +215,12 @@ def _exec(machine: Machine, *args: str) -> None:
 def _is_whole(machine: Machine) -> bool:
     """The kill came after the last effect: then the restored container stands."""
     return machine.status("new") == "running"
+
+
+def _is_committed(machine: Machine) -> bool:
+    """Nothing of the call will be undone any more."""
+    journals = [journal.read_text() for journal in machine.state.rglob("journal")]
+    return all('"phase":"created"' in text for text in journals)
 
 
 def _processes_below(path: Path) -> list[int]:
