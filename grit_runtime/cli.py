@@ -7,11 +7,10 @@ import click
 
 from grit_runtime import __version__
 from grit_runtime.config import Config
-from grit_runtime.errors import BusyError, DownstreamError, GritError
-from grit_runtime.host.workspace import open_existing, remove_if_empty
+from grit_runtime.errors import GritError
+from grit_runtime.host.workspace import remove_if_empty
 from grit_runtime.oci.argv import Invocation
 from grit_runtime.workflow import recover as recovery
-from grit_runtime.workflow.effects import downstream_of
 
 
 def run(config: Config, invocation: Invocation) -> int:
@@ -45,7 +44,7 @@ def recover(config: Config) -> int:
     failed = 0
     for path, container in recovery.workspaces(config.state_dir):
         try:
-            outcome = _recover_one(path)
+            outcome = recovery.one(path)
         except GritError as err:
             outcome, failed = str(err), 1
         click.echo(f"{container}: {outcome}")
@@ -59,30 +58,3 @@ def recover(config: Config) -> int:
 def show_config(config: Config) -> None:
     """Print the configuration in force, defaults included, as JSON."""
     click.echo(json.dumps(asdict(config), indent=2))
-
-
-def _recover_one(path: str) -> str:
-    try:
-        workspace = open_existing(path, timeout=0)
-    except BusyError:
-        return "in use"
-    if workspace is None:
-        return "gone meanwhile"
-    try:
-        record = recovery.settle(workspace)
-    except BaseException:
-        workspace.close()
-        raise
-    if record is None:
-        workspace.close(remove=True)
-        return "recovered"
-    header = record.header
-    downstream = downstream_of(header["program"], header["options"], header["root"])
-    try:
-        downstream.state(header["container"], timeout=header["timeout"])
-    except DownstreamError:
-        recovery.unwind(workspace, record)
-        workspace.close(remove=True)
-        return "recovered: the restored container is gone"
-    workspace.close()
-    return "restored, waits for start"

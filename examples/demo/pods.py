@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -124,12 +125,15 @@ class Pod:
 class Containerd:
     """A containerd of one's own, with `runtime` as the BinaryName of its stock runc shim."""
 
-    def __init__(self, runtime: Path) -> None:
+    def __init__(self, runtime: Path, programs: Path | None = None) -> None:
         self.runtime = runtime.resolve()
+        self.programs = programs
+        """The folder of containerd, its shim and ctr; None for those in PATH."""
         self.base = Path(tempfile.mkdtemp(prefix="grit-"))
         self.checkpoints = self.base / "checkpoints"
         self.state = self.base / "grit"
         self._process: subprocess.Popen[bytes] | None = None
+        self._seen: set[str] = set()
 
     def __enter__(self) -> "Containerd":
         self.checkpoints.mkdir()
@@ -137,38 +141,108 @@ class Containerd:
         (self.base / "grit.yaml").write_text(
             json.dumps({k: v if isinstance(v, list) else str(v) for k, v in config.items()})
         )
-        (self.base / "config.toml").write_text(
+        (self.base / "config.toml").write_text(self.configuration())
+        image = self.base / "image.tar"
+        image.write_bytes(_image())
+        try:
+            self.serve()
+            self.ctr("images", "import", str(image))
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.remove_all()
+            wait("the shims end", lambda: not self.shims() and not self._bundles())
+        finally:
+            left = self._end()
+        if left:
+            raise Failed(f"this was left: {left}")
+
+    def configuration(self) -> str:
+        """containerd's config.toml."""
+        return (
             f'version = 2\nroot = "{self.base}/root"\nstate = "{self.base}/state"\n'
             'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]\n'
             f'[grpc]\naddress = "{self.base}/sock"\n[ttrpc]\naddress = "{self.base}/ttrpc"\n'
         )
-        with open(self.base / "containerd.log", "wb") as log:
+
+    def environment(self) -> dict[str, str]:
+        """containerd's environment, which its shims and so the runtime have too."""
+        path = os.environ["PATH"] if self.programs is None else f"{self.programs}:{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "GRIT_RUNTIME_CONFIG": str(self.base / "grit.yaml")}
+
+    def program(self, name: str) -> str:
+        """A program of this containerd."""
+        return name if self.programs is None else str(self.programs / name)
+
+    def serve(self) -> None:
+        """Start containerd."""
+        with open(self.base / "containerd.log", "ab") as log:
             self._process = subprocess.Popen(
-                ["containerd", "--config", str(self.base / "config.toml")],
+                [self.program("containerd"), "--config", str(self.base / "config.toml")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "GRIT_RUNTIME_CONFIG": str(self.base / "grit.yaml")},
+                env=self.environment(),
             )
-        wait("containerd answers", lambda: self.attempt("version").returncode == 0)
-        image = self.base / "image.tar"
-        image.write_bytes(_image())
-        self.ctr("images", "import", str(image))
-        return self
+        try:
+            wait("containerd answers", lambda: self.attempt("version").returncode == 0)
+        except Failed as err:
+            raise Failed(f"{err}; its log ends with:\n{self.log()[-2000:]}") from None
 
-    def __exit__(self, *_: object) -> None:
-        assert self._process is not None
+    def stop_serving(self) -> None:
+        """Stop containerd; its shims go on."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+
+    def remove_all(self) -> None:
+        """Remove every container."""
         for container in self.ctr("containers", "ls", "--quiet").split():
             self.delete(container)
-        wait("the shims end", lambda: not _shims(self.base))
-        self._process.terminate()
-        self._process.wait(10)
-        left = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.base) in line]
-        for line in reversed(left):
-            subprocess.run(["umount", "--lazy", line.split()[4]], check=False)
+
+    def shims(self) -> list[int]:
+        """The pids of the shims of this containerd."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"containerd-shim" in words[0] and f"{self.base}/sock".encode() in words:
+                found.append(int(entry.name))
+        return found
+
+    def bundle(self, container: str) -> Path:
+        """A container's bundle, while it has a task."""
+        return self.base / "state/io.containerd.runtime.v2.task" / NAMESPACE / container
+
+    def _bundles(self) -> list[str]:
+        """The ids of the containers that have a bundle."""
+        directory = self.bundle("")
+        return os.listdir(directory) if directory.exists() else []
+
+    def _end(self) -> list[str]:
+        """End whatever still runs, and remove everything; what should have been gone before."""
+        self.stop_serving()
+        left = [f"shim {pid}" for pid in self.shims()]
+        for pid in self.shims():
+            os.kill(pid, signal.SIGKILL)
+        for container in self._bundles():
+            left.append(f"container {container}")
+            argv = [str(self.runtime), "--root", f"/run/containerd/runc/{NAMESPACE}", "delete", "--force", container]
+            subprocess.run(argv, env=self.environment(), stderr=subprocess.DEVNULL, check=False)
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            if str(self.base) in line:
+                left.append(f"mount {line}")
+                subprocess.run(["umount", "--lazy", line.split()[4]], check=False)
+        # Other programs' cgroups may go meanwhile, which os.walk bears.
+        left += [f"cgroup {path}" for path, _, _ in os.walk("/sys/fs/cgroup") if Path(path).name in self._seen]
         shutil.rmtree(self.base)
-        if left:
-            raise Failed(f"mounts were left: {left}")
+        return left
 
     def ctr(self, *args: str) -> str:
         """Run `ctr`; its output. Raises Failed with what it said."""
@@ -221,6 +295,7 @@ class Containerd:
 
     def delete(self, container: str) -> None:
         """Kill a container if it runs, and remove it."""
+        self._seen.add(container)
         self.attempt("task", "delete", "--force", container)
         self.ctr("container", "rm", container)
 
@@ -261,21 +336,8 @@ class Containerd:
 
     def attempt(self, *args: str) -> "subprocess.CompletedProcess[str]":
         """Run `ctr`, however it ends."""
-        argv = ["ctr", "--address", str(self.base / "sock"), "--namespace", NAMESPACE, *args]
+        argv = [self.program("ctr"), "--address", str(self.base / "sock"), "--namespace", NAMESPACE, *args]
         return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
-
-
-def _shims(base: Path) -> list[str]:
-    """The shims of this containerd that still run."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"containerd-shim" in words[0] and f"{base}/sock".encode() in words:
-            found.append(entry.name)
-    return found
 
 
 def _image() -> bytes:
@@ -299,7 +361,7 @@ def _image() -> bytes:
         {
             "architecture": machine,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]},
+            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sleep", "100000"]},
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         },
     )

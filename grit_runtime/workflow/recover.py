@@ -1,12 +1,14 @@
 """Putting right what a killed call left, from its journal alone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from grit_runtime import names
+from grit_runtime.errors import BusyError, DownstreamError, GritError
 from grit_runtime.host import effects as file_effects
 from grit_runtime.host import files, links
 from grit_runtime.host.transaction import Record, append, read_journal, undo_all
-from grit_runtime.host.workspace import Workspace
+from grit_runtime.host.workspace import Workspace, open_existing
 from grit_runtime.workflow import effects, publish
 
 CREATED = "created"  # the phase of a restored container that waits for `start`: nothing is under way
@@ -48,6 +50,63 @@ def unwind(workspace: Workspace, record: Record | None) -> None:
             files.remove_tree(path)
         else:
             os.unlink(path)
+
+
+def one(path: str) -> str:
+    """Settle the workspace at `path`, whatever its container is; how it went, for people.
+
+    Raises:
+        GritError: something could not be undone; the journal stays.
+    """
+    try:
+        workspace = open_existing(path, timeout=0)
+    except BusyError:
+        return "in use"
+    if workspace is None:
+        return "gone meanwhile"
+    try:
+        record = settle(workspace)
+    except BaseException:
+        workspace.close()
+        raise
+    if record is None:
+        workspace.close(remove=True)
+        return "recovered"
+    if _exists(record):
+        workspace.close()
+        return "restored, waits for start"
+    unwind(workspace, record)
+    workspace.close(remove=True)
+    return "recovered: the restored container is gone"
+
+
+def other_restores(state_dir: str, mine: str, warn: Callable[[str], None]) -> None:
+    """Undo what killed restores of other containers left.
+
+    Nobody may ever call for those again: containerd 2 forgets a container whose `create` was killed, and makes one of
+    another id. A killed dump is left to its own next call, for it may take its time to end.
+
+    Args:
+        mine: the workspace of the container that is being worked on.
+        warn: gets what could not be undone.
+    """
+    for path, container in workspaces(state_dir):
+        try:
+            record = read_journal(os.path.join(path, names.JOURNAL)) if path != mine else None
+            if record is not None and record.header.get("operation") == "restore":
+                one(path)
+        except (GritError, OSError) as err:
+            warn(f"what a killed restore of container {container} left: {err}")
+
+
+def _exists(record: Record) -> bool:
+    header = record.header
+    downstream = effects.downstream_of(header["program"], header["options"], header["root"])
+    try:
+        downstream.state(header["container"], timeout=header["timeout"])
+    except DownstreamError:
+        return False
+    return True
 
 
 def roots(state_dir: str) -> list[str]:

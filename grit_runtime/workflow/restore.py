@@ -86,6 +86,8 @@ def restore(context: Context, request: Request) -> int:
     Raises:
         GritError: nothing is left of the attempt.
     """
+    log = context.log
+    recover.other_restores(context.config.state_dir, context.workspace_path, lambda text: log.line("warning", text))
     workspace = open_workspace(context.workspace_path, timeout=context.config.timeouts.lock)
     try:
         if recover.settle(workspace) is not None or context.downstream.has(context.container):

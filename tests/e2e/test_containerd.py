@@ -57,7 +57,7 @@ def test_a_container_comes_back_in_a_new_pod(containerd: Containerd, how: str) -
     wait("it reads the new pod's files", lambda: look.exists() and look.read_text() == expected)
     assert containerd.status(new.container) == "RUNNING"
     assert _namespace(containerd.pid(new.container), "net") == _namespace(containerd.pid(new.sandbox), "net")
-    bundle = containerd.base / "state/io.containerd.runtime.v2.task/k8s.io" / new.container
+    bundle = containerd.bundle(new.container)
     assert (bundle / "init.pid").read_text() == str(containerd.pid(new.container))
     assert "org.criu.config" not in (bundle / "config.json").read_text()
 

@@ -212,6 +212,22 @@ def _exec(machine: Machine, *args: str) -> None:
     os.execve(argv[0], argv, {**os.environ, "GRIT_RUNTIME_CONFIG": str(machine.config)})
 
 
+def test_what_a_killed_restore_left_goes_with_the_next_restore_of_any_container(machine: Machine) -> None:
+    machine.start("old", machine.bundle("old"))
+    images = machine.checkpoints / "c"
+    machine.grit("checkpoint", "--image-path", str(images), "old").ok()
+    first, second = machine.bundle("first"), machine.bundle("second")
+    args = ("restore", "-d", "--image-path", str(images), "-b")
+    steps = _steps(machine, *args, str(first.path), "first")
+    machine.grit("delete", "--force", "first").ok()
+    assert _killed(machine, steps // 2, *args, str(first.path), "first")
+    assert machine.leftovers() != []
+    machine.grit(*args, str(second.path), "second").ok()
+    machine.counts(second)
+    assert machine.containers() == ["second"]
+    assert machine.leftovers() == []
+
+
 def _is_whole(machine: Machine) -> bool:
     """The kill came after the last effect: then the restored container stands."""
     return machine.status("new") == "running"
