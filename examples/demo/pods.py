@@ -155,7 +155,7 @@ class Containerd:
     def __exit__(self, *_: object) -> None:
         try:
             self.remove_all()
-            wait("the shims end", lambda: not self.shims() and not self._bundles())
+            wait("the shims end", lambda: not self.shims() and not self._bundles(), 60)
         finally:
             left = self._end()
         if left:
