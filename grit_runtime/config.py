@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from grit_runtime import names
 from grit_runtime.errors import ConfigError
 
 DEFAULT_PATH = "/etc/grit-runtime/config.yaml"
@@ -14,7 +15,14 @@ Option = bool | int | float | str | list[str]
 
 # CRIU gives up after 10 s and refuses deleted files above 1 MiB; a container with a GPU goes beyond both (restore-time
 # options are checked by CRIU against the dump's: file-locks must stand on both sides).
-DUMP_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "link-remap": True, "file-locks": True}
+# TCP connections are dumped, and what becomes of them is decided at the restore.
+DUMP_OPTIONS: dict[str, Option] = {
+    "timeout": 30,
+    "ghost-limit": "512M",
+    "link-remap": True,
+    "file-locks": True,
+    "tcp-established": True,
+}
 RESTORE_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "file-locks": True}
 
 
@@ -62,6 +70,7 @@ class Config:
     checkpoint_roots: tuple[str, ...] = ("/var/lib/grit-runtime/checkpoints", "/mnt/grit-agent")
     require_manifest: bool = True
     fsync: bool = True
+    tcp: str = names.TCP_INSIDE
     timeouts: Timeouts = field(default_factory=Timeouts)
     mounts: Mounts = field(default_factory=Mounts)
     criu_dump: dict[str, Option] = field(default_factory=lambda: dict(DUMP_OPTIONS))
@@ -101,7 +110,7 @@ def parse(text: bytes, file: str) -> Config:
         **_python({key: value for key, value in data.items() if key not in _SECTIONS}),
         timeouts=Timeouts(**data.get("timeouts", {})),
         mounts=Mounts(**_python(data.get("mounts", {}))),
-        criu_dump={**DUMP_OPTIONS, **criu.get("dump", {})},
+        criu_dump={**DUMP_OPTIONS, "tcp-established": data.get("tcp") != names.TCP_REFUSE, **criu.get("dump", {})},
         criu_restore={**RESTORE_OPTIONS, **criu.get("restore", {})},
     )
 

@@ -47,3 +47,12 @@ def first(annotations: dict[str, str], keys: tuple[str, ...]) -> str | None:
         if key in annotations:
             return annotations[key]
     return None
+
+
+# The configuration's words for TCP connections.
+TCP_INSIDE = "inside"
+TCP_CLOSE = "close"
+TCP_REFUSE = "refuse"
+
+# config-linux.md, "Default Devices"; runc adds them to those of config.json (specconv, AllowedDevices).
+DEFAULT_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")

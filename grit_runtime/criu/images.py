@@ -273,3 +273,18 @@ def _pycriu() -> Any:
             f"cannot decode CRIU images: {err}", hint="install CRIU's Python package pycriu"
         ) from None
     return images
+
+
+def load(path: str, name: str, magic: str) -> dict[str, Any]:
+    """A small image, decoded: `entries` are its messages.
+
+    Raises:
+        CheckpointError: it can't be read, or isn't a `magic` image.
+    """
+    return _decode(path, name, magic)
+
+
+def encode(image: dict[str, Any]) -> bytes:
+    """The bytes of an image that `load` decoded and somebody changed."""
+    encoded: bytes = _pycriu().dumps(image)
+    return encoded

@@ -1,19 +1,14 @@
 """Mount tables (proc_pid_mountinfo(5)) and paths as they are seen from within a root."""
 
 import ctypes
-import errno
 import os
 import re
 from dataclasses import dataclass
-
-from grit_runtime.host import proc
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _MS_REMOUNT = 32
-_MS_BIND = 4096
-_CLONE_NEWNS = 0x00020000
 # mount(2), sys/mount.h
 _MOUNT_FLAGS = {
     "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21,
@@ -103,16 +98,13 @@ def unmount(path: str) -> None:
         raise OSError(number, os.strerror(number), path)
 
 
-def remount(path: str, options: str, super_options: str, more: int = 0) -> None:
+def remount(path: str, options: str, super_options: str) -> None:
     """Set the options of a mount and of its file system, as mountinfo writes them.
-
-    Args:
-        more: MS_BIND for the options of the mount alone.
 
     Raises:
         OSError: the kernel refuses.
     """
-    flags = _MS_REMOUNT | more
+    flags = _MS_REMOUNT
     for option in options.split(","):
         flags |= _MOUNT_FLAGS.get(option, 0)
     data = ",".join(option for option in super_options.split(",") if option not in ("rw", "ro"))
@@ -120,35 +112,6 @@ def remount(path: str, options: str, super_options: str, more: int = 0) -> None:
     if libc.mount(None, os.fsencode(path), None, ctypes.c_ulong(flags), data.encode()) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
-
-
-def make_root_read_only(pid: int) -> None:
-    """Make the root mount of another process' mount namespace read-only, keeping its other options.
-
-    Raises:
-        OSError: the kernel refuses: EBUSY if a file there is open for writing.
-    """
-    roots = [entry for entry in parse(proc.mountinfo(pid)) if entry.mountpoint == "/"]
-    options = ",".join({*roots[-1].options.split(","), "ro"}) if roots else "ro"
-    with open(f"/proc/{pid}/ns/mnt", "rb") as namespace:
-        child = os.fork()
-        if child == 0:
-            os._exit(_enter_and_seal(namespace.fileno(), options))
-    number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if number:
-        raise OSError(number, os.strerror(number), f"rootfs of process {pid}")
-
-
-def _enter_and_seal(namespace: int, options: str) -> int:
-    """In a child of ours: enter a mount namespace, which also moves us to its root. Returns an errno, 0 for success."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(namespace, _CLONE_NEWNS) != 0:
-            return ctypes.get_errno()
-        remount("/", options, "", _MS_BIND)
-    except OSError as err:
-        return err.errno or errno.EIO
-    return 0
 
 
 def resolve_in_root(root: str, path: str) -> str:

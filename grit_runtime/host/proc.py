@@ -6,6 +6,7 @@ import signal
 import time
 
 _PR_SET_PDEATHSIG = 1
+_CLONE_NEWUTS = 0x04000000
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
@@ -150,3 +151,39 @@ def _stat(pid: int) -> list[str] | None:
             return stream.read().rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def parent(pid: int) -> int | None:
+    """The process' parent as we see it; 0 for one outside of our pid namespace."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else None
+
+
+def inner_threads(pid: int) -> set[int]:
+    """The thread ids of the process within its innermost pid namespace."""
+    found: set[int] = set()
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/status", encoding="utf-8", errors="replace") as stream:
+                found.update(int(line.split()[-1]) for line in stream if line.startswith("NSpid:"))
+    except OSError:
+        return found
+    return found
+
+
+def uts_names(path: str) -> tuple[str, str]:
+    """The host and domain name of a UTS namespace. Raises OSError if `path` is none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter(namespace: int) -> None:
+        if libc.setns(namespace, _CLONE_NEWUTS):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    with open("/proc/self/ns/uts", "rb") as ours, open(path, "rb") as theirs:
+        enter(theirs.fileno())
+        try:
+            with open("/proc/sys/kernel/domainname", encoding="utf-8", errors="surrogateescape") as stream:
+                return os.uname().nodename, stream.read().rstrip("\n")
+        finally:
+            enter(ours.fileno())

@@ -15,14 +15,14 @@ from typing import Any
 
 from grit_runtime import names
 from grit_runtime.checkpoint import manifest
-from grit_runtime.criu import conf, logs
+from grit_runtime.criu import conf, hints, logs
 from grit_runtime.downstream import State, relay
 from grit_runtime.errors import BundleError, CaptureError
 from grit_runtime.host import effects, files, proc, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import open_workspace
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import describe, external, publish, recover
+from grit_runtime.workflow import describe, external, linkremap, preflight, publish, recover
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import Pause
 
@@ -56,6 +56,9 @@ def capture(context: Context, request: Request) -> None:
         if recover.settle(workspace) is not None:
             raise _wrong_state(context, names.CREATED)
         state = _require_running(context)
+        pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
+        for warning in preflight.require_dumpable(context.container, pids, state.pid):
+            context.log.line("warning", f"container {context.container}: {warning}")
         bundle = _bundle_of(state)
         partial = os.path.join(request.images, names.PARTIAL)
         header = {
@@ -75,8 +78,11 @@ def capture(context: Context, request: Request) -> None:
         outside = describe.externals(state, bundle)
         facts = describe.container(context, state, bundle, outside)
         _dump(context, transaction, request, partial, bundle, external.options(outside))
+        kept = linkremap.keep(transaction, partial, pids, state.pid)
         clock["dump"] = time.monotonic()
         _write_manifest(context, request, partial, facts, clock)
+        for name in kept if request.leave_running else ():
+            transaction.undo(name)
         proc.finish_undisturbed()
         transaction.phase(publish.PUBLISHING)
     except BaseException as err:
@@ -226,9 +232,7 @@ def _failed(context: Context, request: Request, work: str, said: str, result: ru
     file = os.path.join(work, "dump.log")
     cause = logs.reason(file) or said or result.err or result.describe()
     kept = file if request.work else describe.keep_log(context.config.log_dir, context.container, file)
-    return CaptureError(
-        f"cannot dump container {context.container}: {cause}", hint=f"CRIU's log: {kept}" if kept else ""
-    )
+    return CaptureError(f"cannot dump container {context.container}: {cause}", hint=hints.with_log(file, kept))
 
 
 def _write_manifest(

@@ -19,8 +19,6 @@ from grit_runtime.workflow.mounts import bind_mounts, provided
 
 KEPT_LOGS = 20
 _MAX_PROCESSES_LISTED = 1000
-# runc makes these by itself (libcontainer/specconv, AllowedDevices), and binds and keys them in a user namespace.
-_DEFAULT_DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
 
 
 def container(context: Context, state: State, bundle: Bundle, outside: list[External]) -> dict[str, Any]:
@@ -127,7 +125,7 @@ def externals(state: State, bundle: Bundle) -> list[External]:
     """The container's mounts that come from the host and that its config.json doesn't know."""
     resolved = {path: mounts.resolve_in_root(bundle.rootfs, path) for path in bind_mounts(bundle)}
     controllers = () if cgroups.is_unified() else tuple(sorted(os.listdir(cgroups.MOUNT)))
-    keyed = {*provided(bundle, resolved, controllers), *bundle.strings("linux", "maskedPaths"), *_DEFAULT_DEVICES}
+    keyed = {*provided(bundle, resolved, controllers), *bundle.strings("linux", "maskedPaths")}
     return external.find(mounts.parse(proc.mountinfo(state.pid)), mounts.own(), keyed)
 
 

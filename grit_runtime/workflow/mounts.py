@@ -129,7 +129,8 @@ def provided(bundle: Bundle, resolved: Mapping[str, str], v1_controllers: tuple[
         v1_controllers: the names below the cgroup mount of a machine with cgroup v1.
     """
     found = {resolved.get(path, path): source for path, source in bind_mounts(bundle).items()}
-    found.setdefault("/dev/null", "")  # what masked paths are bound to; also one of the default devices
+    for name in names.DEFAULT_DEVICES:  # masked paths are bound to null; a user namespace has all of them as binds
+        found.setdefault(f"/dev/{name}", "")
     for device in bundle.objects("linux", "devices"):
         found.setdefault(str(device.get("path", "")), "")
     for mount in bundle.objects("mounts"):

@@ -1,6 +1,5 @@
 """What a restore will do, decided before anything is touched. Pure: no file is opened here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from grit_runtime.checkpoint.manifest import Manifest
@@ -103,8 +102,3 @@ def _other_machine(manifest: Manifest | None, facts: Facts) -> list[str]:
     if manifest is None or manifest.architecture == facts.architecture:
         return []
     return [f"the checkpoint was taken on {manifest.architecture}, this machine is {facts.architecture}"]
-
-
-def by_destination(steps: tuple[MountStep, ...]) -> Mapping[str, MountStep]:
-    """The steps by destination; of mounts over mounts the one on top."""
-    return {step.destination: step for step in steps}

@@ -9,12 +9,12 @@ from grit_runtime.host import effects as file_effects
 from grit_runtime.host import files, links
 from grit_runtime.host.transaction import Record, append, read_journal, undo_all
 from grit_runtime.host.workspace import Workspace, open_existing
-from grit_runtime.workflow import effects, publish
+from grit_runtime.workflow import effects, linkremap, publish
 
 CREATED = "created"  # the phase of a restored container that waits for `start`: nothing is under way
 
 # A journal names effects by their kind: the modules that define them must be there.
-EFFECTS = (file_effects, effects, links)
+EFFECTS = (file_effects, effects, links, linkremap)
 
 
 def settle(workspace: Workspace) -> Record | None:

@@ -12,18 +12,18 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grit_runtime import names
 from grit_runtime.checkpoint import manifest as manifests
-from grit_runtime.criu import conf, images, logs, stage
+from grit_runtime.criu import conf, hints, images, logs, stage
 from grit_runtime.downstream import relay
 from grit_runtime.errors import CheckpointError, PlanError, RestoreError
-from grit_runtime.host import effects, files, links, mounts, proc, run
+from grit_runtime.host import effects, files, links, proc, remount, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import describe, facts, plan, recover, verify
+from grit_runtime.workflow import connections, describe, facts, hostname, plan, preflight, recover, verify
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import restored_container
 
@@ -56,6 +56,8 @@ class Prepared:
 
     plan: plan.Plan
     images: images.Images
+    rewritten: dict[str, bytes]
+    """Images that change beside those of the plan."""
 
 
 def prepare(context: Context, request: Request) -> Prepared:
@@ -69,12 +71,23 @@ def prepare(context: Context, request: Request) -> Prepared:
     decoded = images.read(request.images)
     looked = facts.gather(context, request.bundle, decoded, found, frozenset())
     made = plan.make(context.container, decoded, request.bundle, found, looked, hold=not request.shell_job)
-    if made.problems:
-        raise PlanError(context.container, made.problems)
-    facts.check_rewritable(decoded, made.rewrites)
-    for warning in made.warnings:
+    problems = (*made.problems, *preflight.problems(request.bundle, request.images))
+    if problems:
+        raise PlanError(context.container, problems)
+    established = any(flag.lstrip("-") == "tcp-established" for flag in request.flags)
+    tcp = connections.decide(context.config, request.images, decoded.files, all_established=established)
+    closed = [f"the TCP connection {connection} is closed" for connection in tcp.closed]
+    for warning in (*made.warnings, *closed):
         context.log.line("warning", f"container {context.container}: {warning}")
-    return Prepared(plan=made, images=decoded)
+    rewrites = {**made.rewrites}
+    for name, changes in tcp.rewrites.items():
+        rewrites[name] = {**rewrites.get(name, {}), **changes}
+    facts.check_rewritable(decoded, rewrites)
+    return Prepared(
+        plan=replace(made, criu={**made.criu, **tcp.criu}, rewrites=rewrites),
+        images=decoded,
+        rewritten=hostname.rewritten(request.bundle, request.images, decoded.files),
+    )
 
 
 def restore(context: Context, request: Request) -> int:
@@ -143,8 +156,6 @@ def _apply(
     try:
         for done in (*reversed(led), *kept, edit):
             transaction.undo(done)
-        if request.bundle.section("root").get("readonly") is True:
-            mounts.make_root_read_only(pid)  # CRIU 4.1 restores every mount's flags but the root's (mount-v2.c)
         _verify(context, request, prepared, pid)
         if request.pid_file:
             transaction.do(effects.WriteFile(request.pid_file, str(pid)))
@@ -183,7 +194,7 @@ def _stage(workspace: Workspace, prepared: Prepared) -> str:
     os.mkdir(staged, 0o700)
     source = prepared.plan.images
     rewritten = {name: images.rewrite(source, name, changes) for name, changes in prepared.plan.rewrites.items()}
-    stage.build(source, staged, rewritten)
+    stage.build(source, staged, {**rewritten, **prepared.rewritten})
     return staged
 
 
@@ -227,10 +238,11 @@ def _run(
             or said
             or f"{context.downstream.program} restore exited with {ended}"
         )
-        kept = describe.keep_log(context.config.log_dir, context.container, os.path.join(work, "restore.log"))
+        criu_log = os.path.join(work, "restore.log")
+        kept = describe.keep_log(context.config.log_dir, context.container, criu_log)
         raise RestoreError(
             f"cannot restore container {context.container} from {request.images}: {cause}",
-            hint=f"CRIU's log: {kept}" if kept else "",
+            hint=hints.with_log(criu_log, kept),
         )
     try:
         pid = int(files.read_text(pid_file))
@@ -265,6 +277,8 @@ def _verify(context: Context, request: Request, prepared: Prepared, pid: int) ->
     processes = prepared.images.processes
     alive = sum(not process.zombie for process in processes)
     verify.restored(context.container, request.bundle, pids, pid, alive, processes[0].pid)
+    if request.bundle.section("root").get("readonly"):
+        remount.make_root_read_only(pid)  # CRIU restores the flags of the root mount since 4.2
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
