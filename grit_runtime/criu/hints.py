@@ -36,10 +36,6 @@ _KNOWN: dict[str, str] = {
     "inet socket back: Cannot assign requested address": (
         "the new container's network namespace lacks the address: set `tcp` to inside or close in the configuration"
     ),
-    "has bad size": (
-        "somebody has written to the file since the checkpoint: where it is in a volume that containers share, restore "
-        "those that read before those that write"
-    ),
     "Can't bind inet socket": (
         "a socket is bound to an address that the new container's network namespace lacks: let the program listen on "
         "all addresses"

@@ -151,7 +151,8 @@ def _set(entry: dict[str, Any], fields: Fields) -> None:
 
 
 def _magic(name: str) -> str:
-    return "MNTS" if name.startswith("mountpoints-") else {FILES: "FILES", REMAPS: "REMAP_FPATH"}[name]
+    kinds = {"mountpoints": "MNTS", "utsns": "UTSNS", FILES: "FILES", REMAPS: "REMAP_FPATH"}
+    return kinds[name if name in kinds else name.partition("-")[0]]
 
 
 def _mounts(path: str, name: str) -> list[ImageMount]:
@@ -282,9 +283,3 @@ def load(path: str, name: str, magic: str) -> dict[str, Any]:
         CheckpointError: it can't be read, or isn't a `magic` image.
     """
     return _decode(path, name, magic)
-
-
-def encode(image: dict[str, Any]) -> bytes:
-    """The bytes of an image that `load` decoded and somebody changed."""
-    encoded: bytes = _pycriu().dumps(image)
-    return encoded

@@ -27,8 +27,8 @@ class Connection:
     index: int
     local: tuple[Address, int]
     remote: tuple[Address, int]
-    words: int
-    """How many words of 32 bits an address of the socket has."""
+    words: int = 1
+    """How many 32-bit words an address has in the image."""
 
     def describe(self) -> str:
         """`local -> remote` for people."""
@@ -62,7 +62,7 @@ def leading_out(found: list[Connection]) -> list[Connection]:
 
 
 def closing(closed: list[Connection]) -> images.Changes:
-    """What makes sockets that aren't connected of these connections in the image."""
+    """What to change in the image for these connections to be sockets that aren't connected."""
     return {
         connection.index: {
             "isk": {

@@ -21,7 +21,7 @@ class Decision:
     criu: dict[str, bool | str]
     """Options that CRIU needs."""
     rewrites: dict[str, Changes]
-    """What has to change in the images."""
+    """What changes in the staged images."""
     closed: tuple[str, ...] = ()
     """The connections that don't go on, for people."""
 

@@ -1,5 +1,6 @@
 """What a restore will do, decided before anything is touched. Pure: no file is opened here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from grit_runtime.checkpoint.manifest import Manifest
@@ -70,7 +71,7 @@ def make(
         container=container,
         images=images.path,
         mounts=steps,
-        rewrites={**mounts.rewrites(steps, facts.offer), **outcome.rewrites},
+        rewrites=merge(mounts.rewrites(steps, facts.offer), outcome.rewrites),
         mountpoints=mounts.mountpoints(steps, bundle, facts.offer),
         links=led.links,
         criu=_criu(steps, led, facts, hold=hold),
@@ -102,3 +103,12 @@ def _other_machine(manifest: Manifest | None, facts: Facts) -> list[str]:
     if manifest is None or manifest.architecture == facts.architecture:
         return []
     return [f"the checkpoint was taken on {manifest.architecture}, this machine is {facts.architecture}"]
+
+
+def merge(*rewrites: Mapping[str, Changes]) -> dict[str, Changes]:
+    """The changes of several to images, of which no two change one entry."""
+    merged: dict[str, Changes] = {}
+    for each in rewrites:
+        for name, changes in each.items():
+            merged[name] = {**merged.get(name, {}), **changes}
+    return merged

@@ -56,8 +56,6 @@ class Prepared:
 
     plan: plan.Plan
     images: images.Images
-    rewritten: dict[str, bytes]
-    """Images that change beside those of the plan."""
 
 
 def prepare(context: Context, request: Request) -> Prepared:
@@ -76,18 +74,12 @@ def prepare(context: Context, request: Request) -> Prepared:
         raise PlanError(context.container, problems)
     established = any(flag.lstrip("-") == "tcp-established" for flag in request.flags)
     tcp = connections.decide(context.config, request.images, decoded.files, all_established=established)
+    changes = plan.merge(made.rewrites, tcp.rewrites, hostname.rewrites(request.bundle, decoded.files))
+    facts.check_rewritable(decoded, changes)
     closed = [f"the TCP connection {connection} is closed" for connection in tcp.closed]
     for warning in (*made.warnings, *closed):
         context.log.line("warning", f"container {context.container}: {warning}")
-    rewrites = {**made.rewrites}
-    for name, changes in tcp.rewrites.items():
-        rewrites[name] = {**rewrites.get(name, {}), **changes}
-    facts.check_rewritable(decoded, rewrites)
-    return Prepared(
-        plan=replace(made, criu={**made.criu, **tcp.criu}, rewrites=rewrites),
-        images=decoded,
-        rewritten=hostname.rewritten(request.bundle, request.images, decoded.files),
-    )
+    return Prepared(plan=replace(made, criu={**made.criu, **tcp.criu}, rewrites=changes), images=decoded)
 
 
 def restore(context: Context, request: Request) -> int:
@@ -194,7 +186,7 @@ def _stage(workspace: Workspace, prepared: Prepared) -> str:
     os.mkdir(staged, 0o700)
     source = prepared.plan.images
     rewritten = {name: images.rewrite(source, name, changes) for name, changes in prepared.plan.rewrites.items()}
-    stage.build(source, staged, {**rewritten, **prepared.rewritten})
+    stage.build(source, staged, rewritten)
     return staged
 
 
