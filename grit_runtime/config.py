@@ -26,7 +26,7 @@ DUMP_OPTIONS: dict[str, Option] = {
 RESTORE_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "file-locks": True}
 
 
-_SECTIONS = frozenset({"criu", "timeouts", "mounts"})
+_SECTIONS = frozenset({"criu", "timeouts", "mounts", "contents"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,26 @@ class Mounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaxBytes:
+    """Bounds of what is saved beside the images, in bytes; see config.schema.json."""
+
+    rootfs_diff: int = 16 << 30
+    dev_shm: int = 16 << 30
+    log: int = 10 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What is saved beside the images; see config.schema.json."""
+
+    rootfs_diff: bool = True
+    dev_shm: bool = True
+    log: bool = True
+    pod_logs: str = "/var/log/pods"
+    max_bytes: MaxBytes = field(default_factory=MaxBytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What config.schema.json describes, with its defaults."""
 
@@ -73,6 +93,7 @@ class Config:
     tcp: str = names.TCP_INSIDE
     timeouts: Timeouts = field(default_factory=Timeouts)
     mounts: Mounts = field(default_factory=Mounts)
+    contents: Contents = field(default_factory=Contents)
     criu_dump: dict[str, Option] = field(default_factory=lambda: dict(DUMP_OPTIONS))
     criu_restore: dict[str, Option] = field(default_factory=lambda: dict(RESTORE_OPTIONS))
 
@@ -110,6 +131,7 @@ def parse(text: bytes, file: str) -> Config:
         **_python({key: value for key, value in data.items() if key not in _SECTIONS}),
         timeouts=Timeouts(**data.get("timeouts", {})),
         mounts=Mounts(**_python(data.get("mounts", {}))),
+        contents=_contents(data.get("contents", {})),
         criu_dump={**DUMP_OPTIONS, "tcp-established": data.get("tcp") != names.TCP_REFUSE, **criu.get("dump", {})},
         criu_restore={**RESTORE_OPTIONS, **criu.get("restore", {})},
     )
@@ -118,6 +140,12 @@ def parse(text: bytes, file: str) -> Config:
 def _python(section: dict[str, Any]) -> dict[str, Any]:
     """A mapping of YAML as keyword arguments: names with underscores, lists as tuples."""
     return {key.replace("-", "_"): tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+
+
+def _contents(section: dict[str, Any]) -> Contents:
+    plain = {key.replace("-", "_"): value for key, value in section.items() if key != "max-bytes"}
+    bounds = {key.replace("-", "_"): value for key, value in section.get("max-bytes", {}).items()}
+    return Contents(**plain, max_bytes=MaxBytes(**bounds))
 
 
 def _read_yaml(text: bytes, file: str) -> dict[str, Any]:

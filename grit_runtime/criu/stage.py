@@ -12,7 +12,7 @@ import os
 
 from grit_runtime import names
 
-_NOT_IMAGES = frozenset({names.MANIFEST, names.PARTIAL})
+_NOT_IMAGES = frozenset({names.MANIFEST, names.PARTIAL, names.ROOTFS_DIFF, names.DEV_SHM, names.CONTAINER_LOG})
 
 
 def build(source: str, target: str, rewritten: dict[str, bytes]) -> None:

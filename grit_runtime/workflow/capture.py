@@ -22,7 +22,7 @@ from grit_runtime.host import effects, files, proc, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import open_workspace
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import describe, external, linkremap, preflight, publish, recover
+from grit_runtime.workflow import contents, describe, external, linkremap, preflight, publish, recover
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import Pause
 
@@ -77,8 +77,12 @@ def capture(context: Context, request: Request) -> None:
         clock = _freeze(context, transaction, state)
         outside = describe.externals(state, bundle)
         facts = describe.container(context, state, bundle, outside)
-        _dump(context, transaction, request, partial, bundle, external.options(outside))
+        try:
+            _dump(context, transaction, request, partial, bundle, external.options(outside))
+        except CaptureError as err:
+            raise contents.explained(err, state.pid) from None
         kept = linkremap.keep(transaction, partial, pids, state.pid)
+        facts["contents"] = contents.save(context, state.pid, bundle, partial)
         clock["dump"] = time.monotonic()
         _write_manifest(context, request, partial, facts, clock)
         for name in kept if request.leave_running else ():

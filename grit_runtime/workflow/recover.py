@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from grit_runtime import names
+from grit_runtime.contents import podlog, shm
 from grit_runtime.errors import BusyError, DownstreamError, GritError
 from grit_runtime.host import effects as file_effects
 from grit_runtime.host import files, links
@@ -14,7 +15,7 @@ from grit_runtime.workflow import effects, linkremap, publish
 CREATED = "created"  # the phase of a restored container that waits for `start`: nothing is under way
 
 # A journal names effects by their kind: the modules that define them must be there.
-EFFECTS = (file_effects, effects, links, linkremap)
+EFFECTS = (file_effects, effects, links, linkremap, shm, podlog)
 
 
 def settle(workspace: Workspace) -> Record | None:

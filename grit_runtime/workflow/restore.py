@@ -23,7 +23,7 @@ from grit_runtime.host import effects, files, links, proc, remount, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import connections, describe, facts, hostname, plan, preflight, recover, verify
+from grit_runtime.workflow import connections, contents, describe, facts, hostname, plan, preflight, recover, verify
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import restored_container
 
@@ -56,6 +56,7 @@ class Prepared:
 
     plan: plan.Plan
     images: images.Images
+    contents: contents.Found
 
 
 def prepare(context: Context, request: Request) -> Prepared:
@@ -79,7 +80,11 @@ def prepare(context: Context, request: Request) -> Prepared:
     closed = [f"the TCP connection {connection} is closed" for connection in tcp.closed]
     for warning in (*made.warnings, *closed):
         context.log.line("warning", f"container {context.container}: {warning}")
-    return Prepared(plan=replace(made, criu={**made.criu, **tcp.criu}, rewrites=changes), images=decoded)
+    return Prepared(
+        plan=replace(made, criu={**made.criu, **tcp.criu}, rewrites=changes),
+        images=decoded,
+        contents=contents.beside(request.images, found),
+    )
 
 
 def restore(context: Context, request: Request) -> int:
@@ -129,6 +134,7 @@ def _apply(
 ) -> subprocess.Popen[bytes] | None:
     staged = _stage(transaction.workspace, prepared)
     edit = _configure(context, request, prepared.plan, transaction)
+    contents.apply(context, transaction, prepared.contents, request.bundle)
     timeout = context.config.timeouts.command
     kept = effects.cgroup_options()
     led = _links(context, prepared.plan)

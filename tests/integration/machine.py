@@ -16,7 +16,27 @@ from typing import Any
 
 BOOT = Path(__file__).with_name("boot.py")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i >> /data/out; sleep 0.02; done"
-APPLETS = ("[", "sh", "sleep", "cat", "echo", "ls", "seq", "mkdir", "kill", "true", "trap")
+APPLETS = (
+    "[",
+    "sh",
+    "sleep",
+    "cat",
+    "echo",
+    "ls",
+    "seq",
+    "mkdir",
+    "kill",
+    "true",
+    "trap",
+    "ln",
+    "rm",
+    "touch",
+    "mkfifo",
+    "chmod",
+    "mv",
+    "rmdir",
+    "dd",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
