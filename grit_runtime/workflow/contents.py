@@ -17,7 +17,7 @@ from grit_runtime.contents import diff, podlog, queues, shm, unpack, walk
 from grit_runtime.contents.archive import TooLargeError, Writer
 from grit_runtime.errors import CaptureError, CheckpointError, GritError, RestoreError
 from grit_runtime.host import files, mounts
-from grit_runtime.host.transaction import Transaction
+from grit_runtime.host.transaction import Record, Transaction, undo_all
 from grit_runtime.oci.bundle import Bundle
 from grit_runtime.workflow.context import Context
 
@@ -106,6 +106,16 @@ def apply(context: Context, transaction: Transaction, found: Any, bundle: Bundle
         _apply_shm(context, transaction, found.devshm, bundle)
     if found.log:
         _apply_log(context, transaction, found.log, bundle)
+
+
+def take_back(record: Record) -> None:
+    """Undo what `apply` left outside of a container that has never run.
+
+    Raises:
+        RecoveryError: something could not be undone.
+    """
+    kinds = (shm.Staging, shm.Placing, podlog.AppendLog)
+    undo_all(tuple(entry for entry in record.effects if isinstance(entry[1], kinds)), lambda _: None)
 
 
 def _part(context: Context, name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
