@@ -166,6 +166,48 @@ def test_shared_memory_of_the_pod_comes_along(pods: Pods, machine: Machine) -> N
     assert numbers[-1] >= new.numbers()[0]
 
 
+SHARING = """
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+int main(void) {
+    int fd = open("/dev/shm/shared", O_RDWR | O_CREAT, 0600);
+    ftruncate(fd, 1 << 20);
+    atomic_long *both = mmap(0, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    if (fork() == 0)
+        for (long seen = 0;; usleep(100)) /* answers each number with itself */
+            if (atomic_load(both) != seen) atomic_store(both + 1000, seen = atomic_load(both));
+    for (long number = 1;; number++) {
+        atomic_store(both, number);
+        while (atomic_load(both + 1000) != number) usleep(100);
+        FILE *out = fopen("/data/out", "a");
+        fprintf(out, "%ld\\n", number);
+        fclose(out);
+        usleep(5000);
+    }
+}
+"""
+
+
+@pytest.mark.needs("cc")
+def test_two_processes_that_share_a_mapped_file_go_on_sharing_it(pods: Pods, machine: Machine) -> None:
+    source = machine.path / "sharing.c"
+    source.write_text(SHARING)
+    old = pods.bundle("old", "exec /sharing")
+    subprocess.run(["cc", "-static", "-O1", "-o", str(pods.image / "sharing"), str(source)], check=True)
+    machine.start("old", old)
+    assert pods.checkpoint()["dev-shm"]["entries"] == 1  # type: ignore[index]
+    last = old.numbers()[-1]
+    new = pods.bundle("new", "exec /sharing")
+    pods.create(new)
+    machine.grit("start", "new").ok()
+    machine.counts(new)
+    assert new.numbers()[0] == last + 1
+
+
 def test_the_new_log_begins_with_the_old_lines(pods: Pods, machine: Machine) -> None:
     old = pods.bundle("old", COUNT.format(""), log=LINE.format("old 1") + LINE.format("old 2"))
     machine.start("old", old)
