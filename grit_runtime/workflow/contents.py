@@ -52,6 +52,11 @@ def beside(images: str, manifest: Manifest | None) -> Found:
     )
 
 
+def filled(found: Any) -> frozenset[str]:
+    """The destinations of mounts whose content `apply` brings."""
+    return frozenset({shm.PATH}) if found.devshm else frozenset()
+
+
 def save(context: Context, pid: int, bundle: Bundle, directory: str) -> dict[str, Any]:
     """Save everything of a frozen container that was just dumped.
 

@@ -68,7 +68,8 @@ def prepare(context: Context, request: Request) -> Prepared:
     """
     found = _read_manifest(request)
     decoded = images.read(request.images)
-    looked = facts.gather(context, request.bundle, decoded, found, frozenset())
+    beside = contents.beside(request.images, found)
+    looked = facts.gather(context, request.bundle, decoded, found, contents.filled(beside))
     made = plan.make(context.container, decoded, request.bundle, found, looked, hold=not request.shell_job)
     problems = (*made.problems, *preflight.problems(request.bundle, request.images))
     if problems:
@@ -81,9 +82,7 @@ def prepare(context: Context, request: Request) -> Prepared:
     for warning in (*made.warnings, *closed):
         context.log.line("warning", f"container {context.container}: {warning}")
     return Prepared(
-        plan=replace(made, criu={**made.criu, **tcp.criu}, rewrites=changes),
-        images=decoded,
-        contents=contents.beside(request.images, found),
+        plan=replace(made, criu={**made.criu, **tcp.criu}, rewrites=changes), images=decoded, contents=beside
     )
 
 
