@@ -10,6 +10,7 @@ from grit_runtime.oci import argv, bundle
 from grit_runtime.verbs import waiting
 from grit_runtime.verbs.call import Call, pass_through
 from grit_runtime.workflow import restore
+from grit_runtime.workflow.prepare import Request
 
 # What `restore` has no flag for: a restored process has its keyring, and its descriptors are in the images.
 _OURS = ("bundle", "pid-file", "no-new-keyring", "preserve-fds")
@@ -32,7 +33,7 @@ def run(call: Call) -> int:
             f"cannot restore container {container} at create: --pidfd-socket is not supported with a checkpoint"
         )
     pid_file = flags.value("pid-file")
-    request = restore.Request(
+    request = Request(
         bundle=made,
         images=locate.locate(made.annotations, call.config.checkpoint_roots).images,
         work="",

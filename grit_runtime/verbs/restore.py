@@ -7,6 +7,7 @@ import os
 from grit_runtime.oci import argv, bundle
 from grit_runtime.verbs.call import Call, pass_through
 from grit_runtime.workflow import restore
+from grit_runtime.workflow.prepare import Request
 
 _OURS = ("image-path", "work-path", "parent-path", "bundle", "pid-file")
 
@@ -20,7 +21,7 @@ def run(call: Call) -> int:
         pass_through(call.config, call.argv, call.ignored_signals)
     context = call.context(argv.container_id("restore", flags))
     work, pid_file = flags.value("work-path"), flags.value("pid-file")
-    request = restore.Request(
+    request = Request(
         bundle=bundle.load(flags.value("bundle") or "."),
         images=os.path.abspath(flags.value("image-path", "checkpoint")),  # runc: ./checkpoint
         work=os.path.abspath(work) if work else "",
