@@ -13,6 +13,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = Path(os.environ.get("GRIT_RUNTIME_UNDER_TEST", ROOT / "build/prefix/bin/grit-runtime"))
 
+DEPS = ROOT / "build/deps"
+CRI_STUBS = DEPS / "cri"
+APPLICATIONS = DEPS / "applications.tar"
+
+
+def containerds() -> dict[str, Path]:
+    """The containerds whose CRI is tested: version to the folder with their programs, the oldest first."""
+    found = {path.name: path for path in (DEPS / "containerd").glob("[0-9]*")}
+    own = shutil.which("containerd")
+    if not found and own:
+        said = subprocess.run([own, "--version"], capture_output=True, text=True, check=False).stdout
+        version = re.search(r" v?(\d+\.\d+\.\d+)", said)
+        found = {version[1]: Path(own).parent} if version else {}
+    numbers = {name: tuple(int(word) for word in re.findall(r"\d+", name)) for name in found}
+    return {name: found[name] for name in sorted(found, key=lambda n: numbers[n]) if numbers[name] >= (1, 7)}
+
 
 def _program(name: str) -> Callable[[], str | None]:
     return lambda: None if shutil.which(name) else f"{name} is not in PATH"
@@ -45,9 +61,12 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "busybox": _program("busybox"),
     "runtime": lambda: None if RUNTIME.exists() else f"{RUNTIME} is not built: `make build`",
     "inet-dump": _inet_dump,
+    "cri": lambda: None if (CRI_STUBS / "api_pb2_grpc.py").exists() else "no CRI stubs: `make deps`",
+    "containerd 1.7": lambda: None if containerds() else "no containerd 1.7 or newer: `make deps`",
+    "applications": lambda: None if APPLICATIONS.exists() else "no file system of applications: `make deps`",
     "gpu": lambda: None if Path("/proc/driver/nvidia/gpus").is_dir() else "no NVIDIA GPU",
 }
-MAY_BE_MISSING_IN_CI = frozenset({"gpu", "inet-dump"})
+MAY_BE_MISSING_IN_CI = frozenset({"gpu"})
 
 
 def missing(name: str) -> str | None:

@@ -13,9 +13,11 @@ from typing import Any
 
 from pods import IMAGE, Containerd, Failed, Pod, wait
 
-from tests.requirements import ROOT
+from tests import requirements
+from tests.e2e.images import APPLICATIONS, archive
+from tests.requirements import CRI_STUBS, ROOT
 
-sys.path.insert(0, str(ROOT / "build/deps/cri"))
+sys.path.insert(0, str(CRI_STUBS))
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
@@ -30,12 +32,6 @@ END
 """
 _CNI_CONFIG = '{"cniVersion":"0.4.0","name":"grit","plugins":[{"type":"paper"}]}'
 _CRI = '[plugins."io.containerd.grpc.v1.cri"'
-
-
-def versions() -> dict[str, Path]:
-    """The containerds that the tests drive: version to the folder with their programs."""
-    found = {path.name: path for path in sorted((ROOT / "build/deps/containerd").glob("[0-9]*"))}
-    return found or {"system": Path("/usr/bin")}
 
 
 class Cri(Containerd):
@@ -114,7 +110,8 @@ class Cri(Containerd):
     def run_pod(self, pod: Pod, **annotations: str) -> None:
         """RunPodSandbox. Annotation names: `checkpoint` and `restore_name` of grit.dev; kubelet passes a pod's here."""
         own = ("/etc/hostname", "/etc/resolv.conf")
-        self._mounts[pod.uid] = [(d, str(s)) for d, s in pod.make().items() if d not in own]
+        mounts = {**pod.make(), **_volumes(pod)}
+        self._mounts[pod.uid] = [(d, str(s)) for d, s in mounts.items() if d not in own]
         said = self.call("RunPodSandbox", config=self._pod_config(pod, annotations), runtime_handler="grit")
         pod.sandbox = said.pod_sandbox_id
 
@@ -156,6 +153,14 @@ class Cri(Containerd):
         self._seen.add(pod.container)
         return pod.container
 
+    def import_applications(self) -> None:
+        """Import the image with nginx, redis, PostgreSQL and Python."""
+        image = self.base / "applications.tar"
+        archive(requirements.APPLICATIONS, image)
+        self.ctr("images", "import", str(image))
+        image.unlink()
+        wait("CRI knows the image", lambda: APPLICATIONS in self.ctr("images", "ls", "--quiet"))
+
     def unmount_netns(self) -> None:
         """Unmount the network namespaces of sandboxes: containerd leaves that of one whose shim was killed."""
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -173,9 +178,9 @@ class Cri(Containerd):
             raise Failed(f"{' '.join(command)} exited with {said.exit_code}: {said.stderr.decode()}")
         return str(said.stdout.decode())
 
-    def stop(self, container: str) -> int | None:
-        """StopContainer; the exit code."""
-        self.call("StopContainer", container_id=container, timeout=10)
+    def stop(self, container: str, grace: int = 10) -> int | None:
+        """StopContainer with SIGTERM, and SIGKILL after `grace` seconds; the exit code."""
+        self.call("StopContainer", container_id=container, timeout=grace)
         return self.exit_code(container)
 
     def exit_code(self, container: str) -> int | None:
@@ -197,8 +202,12 @@ class Cri(Containerd):
         return [line.split(" ", 3)[3] for line in lines]
 
     def numbers(self, pod: Pod, name: str = "app", attempt: int = 0) -> list[int]:
-        """The numbers in the container's log."""
-        return [int(line) for line in self.log_lines(pod, name, attempt)]
+        """The numbers in the container's log; every line must be one."""
+        lines = self.log_lines(pod, name, attempt)
+        try:
+            return [int(line) for line in lines]
+        except ValueError:
+            raise Failed(f"{name} says: {lines[:10]}") from None
 
     def _answers(self) -> bool:
         try:
@@ -222,3 +231,24 @@ class Cri(Containerd):
             "annotations": {f"grit.dev/{word.replace('_', '-')}": value for word, value in annotations.items()},
             "linux": {"cgroup_parent": f"{self.cgroup}/pod{pod.uid}"},
         }
+
+
+def give_data(volume: Path, new: Pod) -> None:
+    """Give a pod another's /data, as a persistent volume is: the same files, not copies."""
+    new.data.joinpath("out").unlink()
+    new.data.rmdir()
+    volume.rename(new.data)
+
+
+def _volumes(pod: Pod) -> dict[str, Path]:
+    """A configMap and a secret, written as kubelet's atomic writer does."""
+    found = {}
+    for kind, name, destination in (("configmap", "settings", "/etc/settings"), ("secret", "key", "/etc/key")):
+        volume = pod.directory / f"volumes/kubernetes.io~{kind}" / name
+        dated = volume / f"..2026_{pod.hash}"
+        dated.mkdir(parents=True)
+        (dated / "value").write_text(f"{kind} of pod {pod.uid}\n")
+        (volume / "..data").symlink_to(dated.name)
+        (volume / "value").symlink_to("..data/value")
+        found[destination] = volume
+    return found

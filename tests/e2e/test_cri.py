@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 from pods import TOKEN, Failed, Pod, wait
 
-from tests.e2e.cri import Cri, versions
-from tests.requirements import RUNTIME
+from tests.e2e.cri import Cri
+from tests.requirements import RUNTIME, containerds
 
-pytestmark = pytest.mark.needs("root", "runc", "criu", "containerd", "busybox", "runtime")
+pytestmark = pytest.mark.needs("root", "runc", "criu", "containerd 1.7", "cri", "busybox", "runtime")
 
 COUNT = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
-LOOK = f"/etc/hostname {TOKEN}/token /etc/hosts"
+LOOK = f"/etc/hostname {TOKEN}/token /etc/hosts /etc/settings/value /etc/key/value"
 
 
-@pytest.fixture(scope="module", params=versions())
+@pytest.fixture(scope="module", params=containerds())
 def containerd(request: pytest.FixtureRequest) -> Iterator[Cri]:
     """A containerd with CRI, in place of the one that the other modules use."""
-    with Cri(RUNTIME, versions()[request.param]) as made:
+    with Cri(RUNTIME, containerds()[request.param]) as made:
         yield made
 
 
@@ -76,7 +76,9 @@ def test_a_pod_comes_back_as_another_by_its_annotation(containerd: Cri, tty: boo
 
     _goes_on(containerd, new, last)
     said = containerd.exec(new.container, "/bin/cat", *LOOK.split())
-    assert said == f"new\ntoken of pod {new.uid}\n127.0.0.1 localhost new\n"
+    token, rest = f"new\ntoken of pod {new.uid}\n", f"configmap of pod {new.uid}\nsecret of pod {new.uid}\n"
+    assert said == f"{token}127.0.0.1 localhost new\n{rest}"
+    assert containerd.exec(new.container, "/bin/hostname") == "new\n"
     assert _cgroups(containerd.pid(new.container)) == _cgroups(containerd.pid(new.sandbox)).replace(
         new.sandbox, new.container
     )
@@ -150,7 +152,7 @@ def test_a_restored_container_outlives_a_restart_of_containerd(containerd: Cri) 
 
 
 # containerd 2.1 calls any container ended whose shim was killed, and lets its processes and cgroups be.
-@pytest.mark.parametrize("containerd", [name for name in versions() if name.startswith("1.")], indirect=True)
+@pytest.mark.parametrize("containerd", [name for name in containerds() if name.startswith("1.")], indirect=True)
 def test_a_shim_that_is_killed_takes_its_restored_container_along(containerd: Cri) -> None:
     pod, _ = _restored(containerd, "shim")
     pid = containerd.pid(pod.container)
