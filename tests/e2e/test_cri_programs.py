@@ -1,7 +1,8 @@
 """Programs that keep state, in pods of containerd's CRI: each goes on in a new pod, its connections over loopback too.
 
-What a client sees: within the container nothing, its connection goes on. A client outside of it has to connect again, for
-the new pod has another address (docs/processes.md, and the tests that it names).
+Their data is in the rootfs and in the pod's /dev/shm; SQLite's is in a volume that moves along. A client within the
+container sees nothing: its connection goes on. One outside has to connect again, for the new pod has another address
+(docs/processes.md, and the tests that it names).
 """
 
 import subprocess
