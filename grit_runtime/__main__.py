@@ -13,7 +13,7 @@ from grit_runtime.oci.log import Log
 from grit_runtime.verbs.call import Call, pass_through
 
 OURS = frozenset({"checkpoint", "restore"})
-FOR_PEOPLE = frozenset({"recover", "config"})
+FOR_PEOPLE = frozenset({"recover", "config", "export"})
 
 
 class InterruptedCallError(GritError):

@@ -1,11 +1,13 @@
 """The commands for people. The only user of click."""
 
 import json
+import os
 from dataclasses import asdict
 
 import click
 
 from grit_runtime import __version__
+from grit_runtime.checkpoint import export as writing
 from grit_runtime.config import Config
 from grit_runtime.errors import GritError
 from grit_runtime.host.workspace import remove_if_empty
@@ -58,3 +60,20 @@ def recover(config: Config) -> int:
 def show_config(config: Config) -> None:
     """Print the configuration in force, defaults included, as JSON."""
     click.echo(json.dumps(asdict(config), indent=2))
+
+
+@_commands.command()
+@click.argument("checkpoint", type=click.Path(file_okay=False))
+@click.argument("file", type=click.Path())
+def export(checkpoint: str, file: str) -> int:
+    """Write a checkpoint of grit-runtime's as one archive, as kubelet's checkpoint API does.
+
+    CHECKPOINT is the directory with grit.json. FILE must not exist. checkpointctl reads it, and so do `restore` and the
+    annotation.
+    """
+    try:
+        writing.export(os.path.abspath(checkpoint), os.path.abspath(file))
+    except GritError as err:
+        click.echo(f"grit-runtime: {err}", err=True)
+        return 1
+    return 0

@@ -26,7 +26,7 @@ DUMP_OPTIONS: dict[str, Option] = {
 RESTORE_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "file-locks": True}
 
 
-_SECTIONS = frozenset({"criu", "timeouts", "mounts", "contents"})
+_SECTIONS = frozenset({"criu", "timeouts", "mounts", "contents", "archive"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +81,15 @@ class Contents:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """Where checkpoints in one file are unpacked, and how large they may be; see config.schema.json."""
+
+    unpack_dir: str = "/var/lib/grit-runtime/unpacked"
+    max_bytes: int = 1 << 40
+    max_entries: int = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What config.schema.json describes, with its defaults."""
 
@@ -94,6 +103,7 @@ class Config:
     timeouts: Timeouts = field(default_factory=Timeouts)
     mounts: Mounts = field(default_factory=Mounts)
     contents: Contents = field(default_factory=Contents)
+    archive: Archive = field(default_factory=Archive)
     criu_dump: dict[str, Option] = field(default_factory=lambda: dict(DUMP_OPTIONS))
     criu_restore: dict[str, Option] = field(default_factory=lambda: dict(RESTORE_OPTIONS))
 
@@ -132,6 +142,7 @@ def parse(text: bytes, file: str) -> Config:
         timeouts=Timeouts(**data.get("timeouts", {})),
         mounts=Mounts(**_python(data.get("mounts", {}))),
         contents=_contents(data.get("contents", {})),
+        archive=Archive(**_python(data.get("archive", {}))),
         criu_dump={**DUMP_OPTIONS, "tcp-established": data.get("tcp") != names.TCP_REFUSE, **criu.get("dump", {})},
         criu_restore={**RESTORE_OPTIONS, **criu.get("restore", {})},
     )

@@ -16,6 +16,7 @@ RUNTIME = Path(os.environ.get("GRIT_RUNTIME_UNDER_TEST", ROOT / "build/prefix/bi
 DEPS = ROOT / "build/deps"
 CRI_STUBS = DEPS / "cri"
 APPLICATIONS = DEPS / "applications.tar"
+CHECKPOINTCTL = DEPS / "checkpointctl"
 
 
 def containerds() -> dict[str, Path]:
@@ -63,6 +64,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "inet-dump": _inet_dump,
     "cri": lambda: None if (CRI_STUBS / "api_pb2_grpc.py").exists() else "no CRI stubs: `make deps`",
     "containerd 1.7": lambda: None if containerds() else "no containerd 1.7 or newer: `make deps`",
+    "checkpointctl": lambda: None if CHECKPOINTCTL.exists() else "no checkpointctl: `make deps`",
     "applications": lambda: None if APPLICATIONS.exists() else "no file system of applications: `make deps`",
     "gpu": lambda: None if Path("/proc/driver/nvidia/gpus").is_dir() else "no NVIDIA GPU",
 }

@@ -137,10 +137,7 @@ class Containerd:
 
     def __enter__(self) -> "Containerd":
         self.checkpoints.mkdir()
-        config = {"state-dir": self.state, "log-dir": self.base / "logs", "checkpoint-roots": [str(self.checkpoints)]}
-        (self.base / "grit.yaml").write_text(
-            json.dumps({k: v if isinstance(v, list) else str(v) for k, v in config.items()})
-        )
+        (self.base / "grit.yaml").write_text(json.dumps(self.settings()))  # JSON is YAML
         (self.base / "config.toml").write_text(self.configuration())
         image = self.base / "image.tar"
         image.write_bytes(_image())
@@ -168,6 +165,16 @@ class Containerd:
             'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]\n'
             f'[grpc]\naddress = "{self.base}/sock"\n[ttrpc]\naddress = "{self.base}/ttrpc"\n'
         )
+
+    def settings(self) -> dict[str, object]:
+        """grit-runtime's configuration."""
+        return {
+            "state-dir": str(self.state),
+            "log-dir": str(self.base / "logs"),
+            "checkpoint-roots": [str(self.checkpoints)],
+            "archive": {"unpack-dir": str(self.base / "unpacked")},
+            "contents": {"pod-logs": str(self.base / "pod-logs")},
+        }
 
     def environment(self) -> dict[str, str]:
         """containerd's environment, which its shims and so the runtime have too."""

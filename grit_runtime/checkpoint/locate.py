@@ -39,18 +39,21 @@ def locate(annotations: dict[str, str], roots: tuple[str, ...]) -> Request:
     if base is not None and by_name is not None:
         raise CheckpointError(f"both {names.CHECKPOINT} and {names.RESTORE_NAME} are set", hint="set one of them")
     container = names.first(annotations, names.CONTAINER_NAME)
-    tail = [names.IMAGES_DIR] if container is None else [_component("container name", container), names.IMAGES_DIR]
+    tails = [[names.IMAGES_DIR]]
+    if container is not None:
+        name = _component("container name", container)
+        tails = [[name, names.IMAGES_DIR], [f"{name}.tar"]]
     if base is not None:
-        return Request(images=_below(base, tail, roots), annotation=f"{names.CHECKPOINT}={base}")
+        # The annotation may name an archive itself, which is one container's.
+        return Request(images=_below(base, [*tails, []], roots), annotation=f"{names.CHECKPOINT}={base}")
     assert by_name is not None
     namespace = _component("pod namespace", names.first(annotations, names.POD_NAMESPACE) or "default")
-    parts = [namespace, _component(names.RESTORE_NAME, by_name), *tail]
     annotation = f"{names.RESTORE_NAME}={by_name}"
-    for root in roots:
-        images = os.path.join(root, *parts)
-        if os.path.isdir(images):
-            return Request(images=_below(os.path.dirname(images), [names.IMAGES_DIR], roots), annotation=annotation)
-    places = ", ".join(os.path.join(root, *parts) for root in roots)
+    bases = [os.path.join(root, namespace, _component(names.RESTORE_NAME, by_name)) for root in roots]
+    for place in bases:
+        if any(_is_there(os.path.join(place, *tail)) for tail in tails):
+            return Request(images=_below(place, tails, roots), annotation=annotation)
+    places = ", ".join(os.path.join(place, *tails[0]) for place in bases)
     raise CheckpointError(f"no such checkpoint: annotation {annotation}: none of {places} is a directory")
 
 
@@ -60,21 +63,27 @@ def _component(what: str, value: str) -> str:
     return value
 
 
-def _below(base: str, tail: list[str], roots: tuple[str, ...]) -> str:
-    """The directory `base`/`tail` if it lies below one of the roots with no link on the way."""
-    path = os.path.normpath(os.path.join(base, *tail))
+def _is_there(path: str) -> bool:
+    """A directory of images, or an archive."""
+    return os.path.isdir(path) if os.path.basename(path) == names.IMAGES_DIR else os.path.isfile(path)
+
+
+def _below(base: str, tails: list[list[str]], roots: tuple[str, ...]) -> str:
+    """The first of `base`/`tail` that is there, if it lies below one of the roots with no link on the way."""
     for root in roots:
-        inner = os.path.relpath(path, os.path.normpath(root))
+        inner = os.path.relpath(os.path.normpath(base), os.path.normpath(root))
         if not os.path.isabs(base) or inner == ".." or inner.startswith("../"):
             continue
-        real = os.path.join(os.path.realpath(root), inner)
-        if os.path.realpath(real) != real:
+        start = os.path.normpath(os.path.join(os.path.realpath(root), inner))
+        found = [path for tail in tails if _is_there(path := os.path.join(start, *tail))]
+        path = found[0] if found else os.path.join(start, *tails[0])
+        if os.path.realpath(path) != path:
             raise CheckpointError(
                 f"checkpoint {path} is reached through a symbolic link", hint="links are not followed below a root"
             )
-        if not os.path.isdir(real):
+        if not found:
             raise CheckpointError(f"no such checkpoint: {path} is not a directory")
-        return real
+        return path
     raise CheckpointError(
         f"checkpoint {base} lies outside the checkpoint roots {', '.join(roots)}",
         hint="move it there, or add its root to `checkpoint-roots`",

@@ -61,10 +61,13 @@ class Unpacker:
     layer: bool = True
     devices: bool = False
     entries: int = 0
-    _device: int = 0
+    _device: int = field(init=False)
     _made: set[bytes] = field(default_factory=set)
     _directories: dict[bytes, int] = field(default_factory=dict)
     """Path to time, set last: making things in a directory changes its own."""
+
+    def __post_init__(self) -> None:
+        self._device = os.fstat(self.root).st_dev
 
     def apply(self, path: str) -> int:
         """Apply the archive; the number of its entries is returned.
@@ -73,7 +76,6 @@ class Unpacker:
             CheckpointError: it is damaged, or holds what it may not.
             RestoreError: the directory can't take it.
         """
-        self._device = os.fstat(self.root).st_dev
         member = None
         try:
             with open(path, "rb") as stream:

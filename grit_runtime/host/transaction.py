@@ -71,6 +71,11 @@ class Transaction:
         effect.apply()
         self._write({"applied": number})
 
+    def amend(self, more: dict[str, Any]) -> None:
+        """Add to the header what was found out since."""
+        self.header = {**self.header, **more}
+        self._write({"header": self.header})
+
     def phase(self, name: str) -> None:
         """Record that a point was reached from which recovery goes another way."""
         self._write({"phase": name})

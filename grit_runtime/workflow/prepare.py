@@ -1,11 +1,11 @@
 """What a restore was asked for, and what is read and decided before anything is touched."""
 
-import os
 from dataclasses import dataclass, replace
 
 from grit_runtime import names
 from grit_runtime.checkpoint import manifest as manifests
-from grit_runtime.criu import images
+from grit_runtime.checkpoint.kinds import Found, Kind
+from grit_runtime.criu import descriptors, images
 from grit_runtime.errors import CheckpointError, PlanError
 from grit_runtime.oci import bundle as bundles
 from grit_runtime.workflow import connections, contents, facts, hostname, plan, preflight
@@ -18,6 +18,7 @@ class Request:
 
     bundle: bundles.Bundle
     images: str
+    """The directory of a checkpoint, or an archive."""
     work: str
     """Where CRIU logs; empty for a place of ours."""
     pid_file: str
@@ -40,43 +41,68 @@ class Prepared:
 
     plan: plan.Plan
     images: images.Images
-    contents: contents.Found
+    contents: contents.Found | Found
+    made_up: dict[str, bytes]
+    """Files that the staged directory has beside the checkpoint's."""
 
 
-def prepare(context: Context, request: Request) -> Prepared:
+def prepare(context: Context, request: Request, found: Found) -> Prepared:
     """Read the checkpoint and plan its restore.
 
+    Args:
+        found: the checkpoint's parts; those of an archive are unpacked.
+
     Raises:
-        CheckpointError: it is missing, incomplete or damaged.
+        CheckpointError: it is incomplete, damaged, or another container's.
         PlanError: the new container lacks something, everything named.
     """
-    found = _read_manifest(request)
-    decoded = images.read(request.images)
-    beside = contents.beside(request.images, found)
-    looked = facts.gather(context, request.bundle, decoded, found, contents.filled(beside))
-    made = plan.make(context.container, decoded, request.bundle, found, looked, hold=not request.shell_job)
-    problems = (*made.problems, *preflight.problems(request.bundle, request.images))
+    _check_name(request, found)
+    manifest = _read_manifest(request, found)
+    decoded = images.read(found.images)
+    parts = contents.beside(found.images, manifest) if found.kind is Kind.OWN else found
+    looked = facts.gather(context, request.bundle, decoded, manifest, contents.filled(parts))
+    made = plan.make(context.container, decoded, request.bundle, manifest, looked, hold=not request.shell_job)
+    problems = (*made.problems, *preflight.problems(request.bundle, found.images))
     if problems:
         raise PlanError(context.container, problems)
     established = any(flag.lstrip("-") == "tcp-established" for flag in request.flags)
-    tcp = connections.decide(context.config, request.images, decoded.files, all_established=established)
+    tcp = connections.decide(context.config, found.images, decoded.files, all_established=established)
     changes = plan.merge(made.rewrites, tcp.rewrites, hostname.rewrites(request.bundle, decoded.files))
     facts.check_rewritable(decoded, changes)
     closed = [f"the TCP connection {connection} is closed" for connection in tcp.closed]
     for warning in (*made.warnings, *closed):
         context.log.line("warning", f"container {context.container}: {warning}")
     return Prepared(
-        plan=replace(made, criu={**made.criu, **tcp.criu}, rewrites=changes), images=decoded, contents=beside
+        plan=replace(made, criu={**made.criu, **tcp.criu}, rewrites=changes),
+        images=decoded,
+        contents=parts,
+        made_up=_missing(decoded),
     )
 
 
-def _read_manifest(request: Request) -> manifests.Manifest | None:
-    if not os.path.isdir(request.images):
-        raise CheckpointError(f"no such checkpoint: {request.images} is not a directory")
-    found = manifests.read(request.images)
-    if found is None and (request.need_manifest or manifests.is_unfinished(request.images)):
+def _missing(decoded: images.Images) -> dict[str, bytes]:
+    """The files that the downstream needs beside the images and that aren't there."""
+    if names.DESCRIPTORS in decoded.files:
+        return {}
+    return {names.DESCRIPTORS: descriptors.make(decoded.path, decoded.processes[0].pid)}
+
+
+def _check_name(request: Request, found: Found) -> None:
+    """An archive holds one container, and a pod's annotation reaches all of them."""
+    name = names.first(request.bundle.annotations, names.CONTAINER_NAME) or ""
+    if request.serves_create and found.container and name and found.container != name:
+        raise CheckpointError(
+            f"{request.images} holds a container {found.container!r}, and this one is {name!r}",
+            hint="of a pod with several containers, put their archives as NAME.tar into one directory, and name that",
+        )
+
+
+def _read_manifest(request: Request, found: Found) -> manifests.Manifest | None:
+    manifest = manifests.read(found.images)
+    complete = found.complete or not request.need_manifest
+    if manifest is None and (not complete or manifests.is_unfinished(found.images)):
         raise CheckpointError(
             f"checkpoint {request.images} is incomplete: it has no {names.MANIFEST}",
             hint="it is being written or copied, or that was cut short",
         )
-    return found
+    return manifest

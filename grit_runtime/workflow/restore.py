@@ -24,6 +24,7 @@ from grit_runtime.workflow import contents, describe, plan, recover, verify
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import restored_container
 from grit_runtime.workflow.prepare import Prepared, Request, prepare
+from grit_runtime.workflow.source import Source, open_source
 
 
 def restore(context: Context, request: Request) -> int:
@@ -41,14 +42,15 @@ def restore(context: Context, request: Request) -> int:
     try:
         if recover.settle(workspace) is not None or context.downstream.has(context.container):
             raise RestoreError(f"container with id {context.container} exists: container with given ID already exists")
-        prepared = prepare(context, request)
     except BaseException:
         workspace.close(remove=not os.path.exists(workspace.journal))
         raise
-    header = {**context.header("restore"), "images": request.images, "stopped": list(prepared.plan.stopped)}
-    transaction = Transaction(workspace, header)
+    transaction = Transaction(workspace, {**context.header("restore"), "images": request.images})
     try:
-        running = _apply(context, request, prepared, transaction)
+        source = open_source(context, transaction, request.images)
+        prepared = prepare(context, request, source.found)
+        transaction.amend({"stopped": list(prepared.plan.stopped)})
+        running = _apply(context, request, prepared, source, transaction)
     except BaseException as err:
         transaction.abort(err)
         raise
@@ -57,7 +59,7 @@ def restore(context: Context, request: Request) -> int:
 
 
 def _apply(
-    context: Context, request: Request, prepared: Prepared, transaction: Transaction
+    context: Context, request: Request, prepared: Prepared, source: Source, transaction: Transaction
 ) -> subprocess.Popen[bytes] | None:
     staged = _stage(transaction.workspace, prepared)
     edit = _configure(context, request, prepared.plan, transaction)
@@ -79,7 +81,7 @@ def _apply(
     transaction.do(effects.Programs(marker, grace=0, timeout=timeout))
     pid, running = _run(context, request, staged, transaction.workspace, marker)
     try:
-        for done in (*reversed(led), *kept, edit):
+        for done in (*reversed(led), *kept, edit, *source.effects):
             transaction.undo(done)
         _verify(context, request, prepared, pid)
         if request.pid_file:
@@ -119,7 +121,7 @@ def _stage(workspace: Workspace, prepared: Prepared) -> str:
     os.mkdir(staged, 0o700)
     source = prepared.plan.images
     rewritten = {name: images.rewrite(source, name, changes) for name, changes in prepared.plan.rewrites.items()}
-    stage.build(source, staged, rewritten)
+    stage.build(source, staged, {**rewritten, **prepared.made_up})
     return staged
 
 

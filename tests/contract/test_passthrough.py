@@ -91,6 +91,7 @@ def test_arguments_reach_the_downstream_as_they_are(contract: Contract, args: tu
         ("restore", "-d", "x"),
         ("recover",),
         ("config",),
+        ("export", "a", "b"),
         ("--root", "/r", "--log=/l", "-debug", "checkpoint", "--image-path", "/i", "x"),
         ("-root=/r", "restore", "x"),
         ("--log", "state", "restore", "x"),

@@ -116,6 +116,7 @@ class Machine:
         self.checkpoints = path / "checkpoints"
         self.checkpoints.mkdir()
         self.logs = path / "logs"
+        self.unpacked = path / "unpacked"
         self.config = path / "config.yaml"
         self.configure()
         self.bundles: list[Bundle] = []
@@ -124,7 +125,12 @@ class Machine:
 
     def configure(self, **more: Any) -> None:
         """Write grit-runtime's configuration (JSON is YAML)."""
-        base = {"state-dir": str(self.state), "log-dir": str(self.logs), "checkpoint-roots": [str(self.checkpoints)]}
+        base = {
+            "state-dir": str(self.state),
+            "log-dir": str(self.logs),
+            "checkpoint-roots": [str(self.checkpoints)],
+            "archive": {"unpack-dir": str(self.unpacked)},
+        }
         self.config.write_text(json.dumps({**base, **{k.replace("_", "-"): v for k, v in more.items()}}))
 
     def bundle(self, name: str, script: str = COUNT) -> Bundle:
@@ -158,9 +164,9 @@ class Machine:
         self.bundles.append(made)
         return made
 
-    def runc(self, *args: str) -> Ran:
+    def runc(self, *args: str, **env: str) -> Ran:
         """Run runc."""
-        return self._run(["runc", "--root", str(self.root), *args], {})
+        return self._run(["runc", "--root", str(self.root), *args], env)
 
     def grit(self, *args: str, **env: str) -> Ran:
         """Run grit-runtime as containerd does; `err` is the last error of its log, as containerd reads it."""

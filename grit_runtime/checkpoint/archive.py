@@ -1,0 +1,135 @@
+"""Checkpoints in one tar file, as kubelet's checkpoint API, CRI-O and podman write them.
+
+Whoever wrote it may be anybody: every entry is looked at before the first is written. A checkpoint is a flat directory
+`checkpoint` with images and a few files beside it; nothing else is taken out, and a name that leads elsewhere, a link
+or a device anywhere in the archive refuses all of it.
+"""
+
+import contextlib
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from typing import IO
+
+from grit_runtime import names
+from grit_runtime.errors import CheckpointError
+
+# checkpointctl's lib/metadata.go; containerd's and CRI-O's own beside them.
+TOP = frozenset({
+    names.ROOTFS_DIFF, names.DEV_SHM, names.CONTAINER_LOG, names.DELETED_FILES, names.CONFIG_DUMP, names.SPEC_DUMP,
+    "status.dump", "network.status", "bind.mounts", "dump.log", "stats-dump", "descriptors.json",
+})  # fmt: skip
+_BLOCK = 1 << 20
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+def unpack(path: str, target: str, *, max_bytes: int, max_entries: int) -> None:
+    """Unpack the archive at `path` into the empty directory `target`.
+
+    Args:
+        max_bytes: the most that all its files together may have.
+        max_entries: how many entries it may have.
+
+    Raises:
+        CheckpointError: it can't be read, is no checkpoint, holds what it may not, or there is no room for it.
+    """
+    with _opened(path) as stream:
+        wanted = _check(path, stream, max_bytes, max_entries)
+        free = os.statvfs(target)
+        total = sum(wanted.values())
+        if total > free.f_bavail * free.f_frsize:
+            raise CheckpointError(
+                f"there is no room for the {total} bytes of archive {path} in {target}",
+                hint="set `archive.unpack-dir` to a directory with more room",
+            )
+        try:
+            _write(path, stream, target, wanted)
+        except OSError as err:
+            raise CheckpointError(f"cannot unpack {path} into {target}: {err.strerror}") from None
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as err:
+        raise CheckpointError(f"cannot read the archive {path}: {err.strerror}") from None
+    with open(fd, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise CheckpointError(f"no such checkpoint: {path} is neither a directory nor an archive")
+        head = stream.read(4)
+        if head.startswith(_ZSTD):
+            raise CheckpointError(
+                f"archive {path} is compressed with zstd, which is not read", hint="decompress it with `zstd -d` first"
+            )
+        yield stream
+
+
+def _entries(path: str, stream: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    stream.seek(0)
+    compressed = stream.read(2) == _GZIP
+    stream.seek(0)
+    try:
+        with tarfile.open(fileobj=stream, mode="r:gz" if compressed else "r:") as archive:
+            for entry in archive:
+                yield archive, entry
+    except (tarfile.TarError, EOFError, ValueError, OSError) as err:
+        raise CheckpointError(f"archive {path} is damaged: {err}", hint="it was cut short, or is no tar file") from None
+
+
+def _check(path: str, stream: IO[bytes], max_bytes: int, max_entries: int) -> dict[str, int]:
+    """The files to take out, with their sizes."""
+    wanted: dict[str, int] = {}
+    seen: set[str] = set()
+    total = 0
+    for number, (_, entry) in enumerate(_entries(path, stream)):
+        name = _plain(path, entry)
+        total += max(entry.size, 0)
+        if number >= max_entries or total > max_bytes:
+            raise CheckpointError(
+                f"archive {path} is too large: more than {max_entries} entries or {max_bytes} bytes",
+                hint="raise `archive.max-entries` or `archive.max-bytes`",
+            )
+        if not entry.isreg():
+            continue
+        if name in seen:
+            raise CheckpointError(f"archive {path} holds {name!r} twice")
+        seen.add(name)
+        directory, _, rest = name.rpartition("/")
+        if (not directory and name in TOP) or (directory == names.IMAGES_DIR and rest):
+            wanted[name] = entry.size
+    if f"{names.IMAGES_DIR}/inventory.img" not in wanted:
+        raise CheckpointError(f"archive {path} is no checkpoint: it holds no {names.IMAGES_DIR}/inventory.img")
+    return wanted
+
+
+def _plain(path: str, entry: tarfile.TarInfo) -> str:
+    """The entry's name less a leading `./`, if it is a directory or a file whose name leads nowhere else."""
+    name = entry.name[2:] if entry.name.startswith("./") else entry.name
+    if name in ("", ".") and entry.isdir():
+        return ""
+    if not entry.isreg() and not entry.isdir():
+        raise CheckpointError(f"archive {path} holds {entry.name!r}, which is neither a file nor a directory")
+    if any(word in ("", ".", "..") for word in name.rstrip("/").split("/")) or "\0" in name:
+        raise CheckpointError(f"archive {path} holds the name {entry.name!r}, which leads out of it")
+    return name.rstrip("/")
+
+
+def _write(path: str, stream: IO[bytes], target: str, wanted: dict[str, int]) -> None:
+    os.mkdir(os.path.join(target, names.IMAGES_DIR), 0o700)
+    left = dict(wanted)
+    for archive, entry in _entries(path, stream):
+        name = _plain(path, entry)
+        if not entry.isreg() or name not in left:
+            continue
+        if left.pop(name) != entry.size:
+            raise CheckpointError(f"archive {path} was changed while it was read")
+        content = archive.extractfile(entry)
+        assert content is not None
+        how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with content, open(os.open(os.path.join(target, name), how, 0o600), "wb", buffering=0) as file:
+            while block := content.read(_BLOCK):
+                file.write(block)
+    if left:
+        raise CheckpointError(f"archive {path} was changed while it was read")

@@ -1,0 +1,131 @@
+"""Archives of checkpoints from anywhere: what isn't a plain checkpoint is refused before a byte is written."""
+
+import gzip
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from grit_runtime.checkpoint import archive, kinds
+from grit_runtime.errors import CheckpointError
+
+GOOD = {
+    "checkpoint/inventory.img": b"i",
+    "checkpoint/pages-1.img": b"p" * 5000,
+    "config.dump": b"{}",
+    "spec.dump": b'{"annotations": {"io.kubernetes.cri.container-name": "app"}}',
+    "rootfs-diff.tar": b"r",
+    "deleted.files": b"[]",
+    "devshm-checkpoint.tar": b"s",
+    "container.log": b"l",
+    "status": b"unknown to us",
+}
+
+
+def _tar(path: Path, files: dict[str, bytes], *more: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        for entry in more:
+            tar.addfile(entry, io.BytesIO(b"x" * entry.size))
+    return path
+
+
+def _entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname, entry.size = kind, link, size
+    return entry
+
+
+def _unpack(path: Path, target: Path, *, max_bytes: int = 1 << 20, max_entries: int = 100) -> None:
+    target.mkdir()
+    archive.unpack(str(path), str(target), max_bytes=max_bytes, max_entries=max_entries)
+
+
+@pytest.mark.parametrize("prefix", ["", "./"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_checkpoint_and_what_belongs_to_it_is_unpacked(tmp_path: Path, prefix: str, compressed: bool) -> None:
+    directories = [_entry("./", tarfile.DIRTYPE), _entry(f"{prefix}checkpoint/", tarfile.DIRTYPE)]
+    path = _tar(tmp_path / "a.tar", {f"{prefix}{name}": data for name, data in GOOD.items()}, *directories)
+    if compressed:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    _unpack(path, tmp_path / "out")
+    there = {str(f.relative_to(tmp_path / "out")): f.read_bytes() for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    assert there == {name: data for name, data in GOOD.items() if name != "status"}
+    found = kinds.unpacked(str(tmp_path / "out"))
+    assert (found.kind, found.complete, found.container) == (kinds.Kind.ARCHIVE, True, "app")
+    parts = (found.rootfs_diff, found.deleted_files, found.devshm, found.log)
+    assert [os.path.basename(part) for part in parts] == list(GOOD)[4:8]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (_entry("/etc/passwd"), "leads out"),
+        (_entry("../x"), "leads out"),
+        (_entry("checkpoint/../../x"), "leads out"),
+        (_entry("checkpoint//x"), "leads out"),
+        (_entry("checkpoint/a", tarfile.SYMTYPE, "/etc"), "neither a file nor a directory"),
+        (_entry("checkpoint/a", tarfile.LNKTYPE, "config.dump"), "neither a file nor a directory"),
+        (_entry("checkpoint", tarfile.SYMTYPE, "/etc"), "neither a file nor a directory"),
+        (_entry("a", tarfile.CHRTYPE), "neither a file nor a directory"),
+        (_entry("a", tarfile.BLKTYPE), "neither a file nor a directory"),
+        (_entry("a", tarfile.FIFOTYPE), "neither a file nor a directory"),
+        (_entry("checkpoint/inventory.img"), "twice"),
+        (_entry("./config.dump"), "twice"),
+    ],
+)
+def test_one_bad_entry_refuses_all_before_anything_is_written(
+    tmp_path: Path, entry: tarfile.TarInfo, words: str
+) -> None:
+    path = _tar(tmp_path / "a.tar", GOOD, entry)
+    with pytest.raises(CheckpointError, match=words):
+        _unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("max_bytes", "max_entries"), [(100, 100), (1 << 20, 3)])
+def test_a_bound_is_kept(tmp_path: Path, max_bytes: int, max_entries: int) -> None:
+    path = _tar(tmp_path / "a.tar", GOOD)
+    with pytest.raises(CheckpointError, match="too large"):
+        _unpack(path, tmp_path / "out", max_bytes=max_bytes, max_entries=max_entries)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_size_that_no_disk_has_room_for_is_refused(tmp_path: Path) -> None:
+    path = _tar(tmp_path / "a.tar", {"checkpoint/inventory.img": b""})
+    data = path.read_bytes()[:512]
+    huge = _entry("checkpoint/pages-1.img", size=1 << 60).tobuf(tarfile.GNU_FORMAT)
+    path.write_bytes(data + huge)
+    with pytest.raises(CheckpointError):
+        _unpack(path, tmp_path / "out", max_bytes=1 << 62)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("cut", [1, 700, 3000])
+def test_an_archive_that_was_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
+    path = _tar(tmp_path / "a.tar", GOOD)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CheckpointError):
+        _unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["text", "link", "fifo", "zstd", "no images"])
+def test_what_is_no_archive_of_a_checkpoint_is_refused(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "a.tar"
+    if what == "link":
+        path.symlink_to(_tar(tmp_path / "b.tar", GOOD))
+    elif what == "fifo":
+        os.mkfifo(path)
+    elif what == "no images":
+        _tar(path, {"config.dump": b"{}"})
+    else:
+        path.write_bytes(b"(\xb5/\xfd rest" if what == "zstd" else b"hello " * 200)
+    with pytest.raises(CheckpointError):
+        _unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
