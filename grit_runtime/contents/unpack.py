@@ -12,7 +12,7 @@ import tarfile
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from grit_runtime.contents import walk
+from grit_runtime.contents import plain, walk
 from grit_runtime.contents.archive import copy
 from grit_runtime.contents.diff import OPAQUE, WHITEOUT
 from grit_runtime.errors import CheckpointError, RestoreError
@@ -69,8 +69,12 @@ class Unpacker:
     def __post_init__(self) -> None:
         self._device = os.fstat(self.root).st_dev
 
-    def apply(self, path: str) -> int:
+    def apply(self, path: str, *, scratch: str = "", limit: int = 1 << 40) -> int:
         """Apply the archive; the number of its entries is returned.
+
+        Args:
+            scratch: a directory for what has to be decompressed; without one, only a plain tar file is read.
+            limit: the most bytes that it may have when decompressed.
 
         Raises:
             CheckpointError: it is damaged, or holds what it may not.
@@ -78,7 +82,7 @@ class Unpacker:
         """
         member = None
         try:
-            with open(path, "rb") as stream:
+            with plain.opened(path, scratch, limit) if scratch else open(path, "rb") as stream:
                 source: Any = _Source(stream)
                 tar = tarfile.TarFile(fileobj=source, mode="r", encoding="utf-8", errors="surrogateescape")
                 while (member := tar.next()) is not None:

@@ -106,7 +106,7 @@ def apply(context: Context, transaction: Transaction, found: Any, bundle: Bundle
         RestoreError: something can't be written.
     """
     if found.deleted_files or found.rootfs_diff:
-        _apply_diff(found, bundle)
+        _apply_diff(context, found, bundle)
     if found.devshm:
         _apply_shm(context, transaction, found.devshm, bundle)
     if found.log:
@@ -201,7 +201,8 @@ def _listed(found: list[str]) -> str:
     return ", ".join(repr(f"/{name}") for name in found[: queues.MAX_NAMED]) + more
 
 
-def _apply_diff(found: Any, bundle: Bundle) -> None:
+def _apply_diff(context: Context, found: Any, bundle: Bundle) -> None:
+    config = context.config
     try:
         with walk.opened(os.path.realpath(bundle.rootfs)) as root:
             # The device cgroup of the new container decides what a node is good for; still, none from elsewhere.
@@ -209,7 +210,8 @@ def _apply_diff(found: Any, bundle: Bundle) -> None:
             if found.deleted_files:
                 unpacker.delete(_deleted(found.deleted_files))
             if found.rootfs_diff:
-                unpacker.apply(found.rootfs_diff)
+                limit = config.contents.max_bytes.rootfs_diff
+                unpacker.apply(found.rootfs_diff, scratch=config.archive.unpack_dir, limit=limit)
     except OSError as err:
         raise RestoreError(f"cannot change the rootfs {bundle.rootfs}: {err.strerror}") from None
 

@@ -1,5 +1,6 @@
 """Checkpoints that others wrote, and ours in one file: real runc, real CRIU."""
 
+import gzip
 import io
 import json
 import os
@@ -152,7 +153,7 @@ def _folder(machine: Machine) -> Path:
     container = machine.checkpoints / "ns/first/app"
     container.mkdir(parents=True)
     _by_runc(machine, container / "checkpoint")
-    (container / "rootfs-diff.tar").write_bytes(_tar({"etc/added": b"added"}))
+    (container / "rootfs-diff.tar").write_bytes(gzip.compress(_tar({"etc/added": b"added"})))
     (container / "container.log").write_bytes(b"")
     return container
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from grit_runtime.checkpoint import archive, kinds
+from grit_runtime.contents import plain
 from grit_runtime.errors import CheckpointError
 
 GOOD = {
@@ -129,3 +130,18 @@ def test_what_is_no_archive_of_a_checkpoint_is_refused(tmp_path: Path, what: str
     with pytest.raises(CheckpointError):
         _unpack(path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", ["", "cut", "too large"])
+def test_a_layer_compressed_with_gzip_is_decompressed_within_bounds(tmp_path: Path, bad: str) -> None:
+    path, data = tmp_path / "layer.tar", b"x" * 5000
+    packed = gzip.compress(data)
+    path.write_bytes(packed[:-9] if bad == "cut" else packed)
+    scratch = tmp_path / "scratch"
+    if bad:
+        with pytest.raises(CheckpointError), plain.opened(str(path), str(scratch), 100 if bad == "too large" else 9999):
+            pytest.fail("it was opened")
+    else:
+        with plain.opened(str(path), str(scratch), 9999) as stream:
+            assert stream.read() == data
+    assert not scratch.exists()
