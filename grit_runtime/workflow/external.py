@@ -19,6 +19,7 @@ _KNOWN = frozenset({
 })  # fmt: skip
 # File systems of which a machine, or a namespace, has one: that the host has it mounted too says nothing.
 _SINGLE = _KNOWN - {"tmpfs"}
+_CGROUPS = frozenset({"cgroup", "cgroup2"})
 _NOT_IN_A_FILE = frozenset('"#\n\t\\ ]')
 
 
@@ -58,6 +59,10 @@ def options(found: list[External]) -> list[str]:
 
 
 def _is_external(entry: MountEntry, container: list[MountEntry], outside: set[str]) -> bool:
+    if entry.fstype in _CGROUPS:
+        # Read from outside of the container's cgroup namespace, its root is the container's own cgroup
+        # (cgroup_namespaces(7)); CRIU mounts v2 anew, and runc keys v1's hierarchies.
+        return False
     if entry.root == "/":
         return entry.fstype not in _KNOWN or (entry.fstype not in _SINGLE and entry.device in outside)
     return not any(_holds(other, entry, outside) for other in container if other is not entry)

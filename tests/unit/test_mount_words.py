@@ -218,6 +218,7 @@ def test_what_a_hook_bound_from_the_host_is_found(entry: MountEntry, candidates:
     [
         _entry("/proc/driver/nvidia", "0:80", "/", "tmpfs"),
         _entry("/tmp", "0:81", "/", "tmpfs"),
+        _entry("/sys/fs/cgroup", "0:9", "/kubepods/pod1/c1", "cgroup2"),
         _entry("/from-rootfs", "0:40", "/usr/share", "overlay"),
         _entry("/dev/console", "0:42", "/x", "tmpfs"),
     ],
