@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grit_runtime.host import effects
+
 BOOT = Path(__file__).with_name("boot.py")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i >> /data/out; sleep 0.02; done"
 APPLETS = (
@@ -120,6 +122,7 @@ class Machine:
         self.config = path / "config.yaml"
         self.configure()
         self.bundles: list[Bundle] = []
+        self._node = effects.cgroup_options()
         self.mounted: list[Path] = []
         """What the test mounted on the host."""
 
@@ -166,7 +169,15 @@ class Machine:
 
     def runc(self, *args: str, **env: str) -> Ran:
         """Run runc."""
-        return self._run(["runc", "--root", str(self.root), *args], env)
+        ran = self._run(["runc", "--root", str(self.root), *args], env)
+        if args[0] in ("checkpoint", "restore"):
+            self.put_node_back()
+        return ran
+
+    def put_node_back(self) -> None:
+        """Undo what CRIU does to the node's cgroup2 mount when we don't call it."""
+        for option in self._node:
+            option.undo()
 
     def grit(self, *args: str, **env: str) -> Ran:
         """Run grit-runtime as containerd does; `err` is the last error of its log, as containerd reads it."""

@@ -93,6 +93,7 @@ def test_images_of_criu_itself_without_keys_and_descriptors(machine: Machine) ->
         timeout=60,
         check=False,
     )
+    machine.put_node_back()
     assert done.returncode == 0, (taken / "dump.log").read_text()[-3000:]
     assert not (taken / "descriptors.json").exists()
     machine.runc("delete", "--force", "old").ok()
