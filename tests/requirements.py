@@ -59,6 +59,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "criu": _criu,
     "containerd": _program("containerd"),
     "cc": _program("cc"),
+    "zstd": _program("zstd"),
     "busybox": _program("busybox"),
     "runtime": lambda: None if RUNTIME.exists() else f"{RUNTIME} is not built: `make build`",
     "inet-dump": _inet_dump,

@@ -8,12 +8,15 @@ or a device anywhere in the archive refuses all of it.
 import contextlib
 import os
 import stat
+import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from typing import IO
 
 from grit_runtime import names
 from grit_runtime.errors import CheckpointError
+from grit_runtime.host import proc, run
 
 # checkpointctl's lib/metadata.go; containerd's and CRI-O's own beside them.
 TOP = frozenset({
@@ -34,7 +37,7 @@ def unpack(path: str, target: str, *, max_bytes: int, max_entries: int) -> None:
     Raises:
         CheckpointError: it can't be read, is no checkpoint, holds what it may not, or there is no room for it.
     """
-    with _opened(path) as stream:
+    with _opened(path, target, max_bytes) as stream:
         wanted = _check(path, stream, max_bytes, max_entries)
         free = os.statvfs(target)
         total = sum(wanted.values())
@@ -50,7 +53,7 @@ def unpack(path: str, target: str, *, max_bytes: int, max_entries: int) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
+def _opened(path: str, scratch: str, limit: int) -> Iterator[IO[bytes]]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as err:
@@ -58,12 +61,43 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
     with open(fd, "rb") as stream:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise CheckpointError(f"no such checkpoint: {path} is neither a directory nor an archive")
-        head = stream.read(4)
-        if head.startswith(_ZSTD):
-            raise CheckpointError(
-                f"archive {path} is compressed with zstd, which is not read", hint="decompress it with `zstd -d` first"
-            )
-        yield stream
+        if stream.read(4) != _ZSTD:
+            yield stream
+            return
+        # A file without a name: what is written into it goes with its descriptor.
+        with tempfile.TemporaryFile(dir=scratch) as plain:
+            _decompress(path, stream, plain, limit)
+            yield plain
+
+
+def _decompress(path: str, source: IO[bytes], target: IO[bytes], limit: int) -> None:
+    """podman compresses with zstd unless it is told otherwise; Python reads that since 3.14."""
+    program = run.find_program("zstd", run.caller_environment())
+    if program is None:
+        raise CheckpointError(
+            f"archive {path} is compressed with zstd, and there is no program zstd",
+            hint="install it, or decompress the archive first",
+        )
+    os.lseek(source.fileno(), 0, os.SEEK_SET)  # the program reads the descriptor, not our buffer
+    with subprocess.Popen(
+        [program, "--decompress", "--stdout", "--quiet"],
+        stdin=source.fileno(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=proc.die_with_parent,
+    ) as process:
+        assert process.stdout is not None
+        while block := process.stdout.read(_BLOCK):
+            target.write(block)
+            if target.tell() > limit:
+                process.kill()
+                raise CheckpointError(
+                    f"archive {path} is too large: more than {limit} bytes when decompressed",
+                    hint="raise `archive.max-bytes`",
+                )
+    if process.returncode:
+        raise CheckpointError(f"archive {path} is damaged: zstd exited with {process.returncode}")
+    target.flush()
 
 
 def _entries(path: str, stream: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
