@@ -53,6 +53,7 @@ class Outcome:
 
     rewrites: dict[str, Changes]
     problems: list[str]
+    warnings: list[str]
 
 
 def in_volumes(files: tuple[OpenFile, ...], steps: tuple[MountStep, ...], filled: frozenset[str]) -> list[VolumeFile]:
@@ -76,7 +77,7 @@ def in_volumes(files: tuple[OpenFile, ...], steps: tuple[MountStep, ...], filled
 
 def examine(found: list[VolumeFile], volumes: Volumes) -> Outcome:
     """Decide for each file: it is there, it is in another version of the volume, or it cannot be restored."""
-    outcome = Outcome(rewrites={}, problems=[])
+    outcome = Outcome(rewrites={}, problems=[], warnings=[])
     links = {item.file.remap_id: item.file.path for item in found if item.file.remap == _LINKED}
     for item in found:
         if item.dated and _redate(item, volumes, outcome):
@@ -87,6 +88,10 @@ def examine(found: list[VolumeFile], volumes: Volumes) -> Outcome:
         problem = _differs(item, look, links.get(item.file.id, ""))
         if problem and _is_a_pods_own(item, look, volumes):
             _change(outcome, item, {"size": None, "mode": None})
+        elif problem and _has_grown(item, look):
+            # Another container of the pod may write to it, and be restored first.
+            _change(outcome, item, {"size": None})
+            outcome.warnings.append(f"{problem}: it has grown since")
         elif problem:
             outcome.problems.append(problem)
     outcome.problems[:] = dict.fromkeys(outcome.problems)
@@ -130,6 +135,10 @@ def _differs(item: VolumeFile, look: Look, original: str) -> str:
     if look.kind is Kind.FILE and stat.S_ISREG(file.mode) and file.size is not None and file.size != look.size:
         return f"{name} is open in the checkpoint with {file.size} bytes and has {look.size} in {place}"
     return ""
+
+
+def _has_grown(item: VolumeFile, look: Look) -> bool:
+    return look.kind is _kind(item.file) is Kind.FILE and item.file.size is not None and look.size > item.file.size
 
 
 def _is_a_pods_own(item: VolumeFile, look: Look, volumes: Volumes) -> bool:

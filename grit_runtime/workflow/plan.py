@@ -82,7 +82,7 @@ def make(
             *led.problems,
             *outcome.problems,
         ),
-        warnings=tuple(mounts.warnings(images, steps, facts.offer)),
+        warnings=(*mounts.warnings(images, steps, facts.offer), *outcome.warnings),
     )
 
 

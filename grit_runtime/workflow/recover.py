@@ -94,7 +94,7 @@ def other_restores(state_dir: str, mine: str, warn: Callable[[str], None]) -> No
     for path, container in workspaces(state_dir):
         try:
             record = read_journal(os.path.join(path, names.JOURNAL)) if path != mine else None
-            if record is not None and record.header.get("operation") == "restore":
+            if record is not None and record.phase != CREATED and record.header.get("operation") == "restore":
                 one(path)
         except (GritError, OSError) as err:
             warn(f"what a killed restore of container {container} left: {err}")

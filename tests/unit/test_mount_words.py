@@ -126,7 +126,7 @@ def test_a_file_that_the_new_version_lacks_is_named() -> None:
 @pytest.mark.parametrize(
     ("look", "words"),
     [
-        (Look(kind=Kind.FILE, size=6), "with 5 bytes and has 6"),
+        (Look(kind=Kind.FILE, size=4), "with 5 bytes and has 4"),
         (Look(kind=Kind.DIRECTORY), "as a file and is a directory"),
         (MISSING, "is not in"),
     ],
@@ -135,6 +135,13 @@ def test_what_criu_would_refuse_is_found_before(look: Look, words: str) -> None:
     outcome = _examine(_file("/secrets/data"), {"data": look})
     assert words in outcome.problems[0]
     assert outcome.rewrites == {}
+
+
+def test_a_file_that_has_grown_since_is_taken_with_a_warning() -> None:
+    outcome = _examine(_file("/secrets/data"), {"data": Look(kind=Kind.FILE, size=6)})
+    assert outcome.problems == []
+    assert outcome.rewrites == {"files.img": {3: {"reg": {"size": None}}}}
+    assert "it has grown since" in outcome.warnings[0]
 
 
 def test_a_file_that_is_as_it_was_needs_nothing() -> None:
