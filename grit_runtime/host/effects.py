@@ -1,14 +1,16 @@
 """Effects on files. Each is undone only as far as what is there is still ours."""
 
 import errno
+import glob
 import hashlib
 import os
 import stat
 from dataclasses import dataclass
 from typing import ClassVar
 
+from grit_runtime.errors import GritError
 from grit_runtime.host import files, mounts, proc
-from grit_runtime.host.transaction import Effect
+from grit_runtime.host.transaction import Effect, read_journal
 
 
 @dataclass(frozen=True)
@@ -210,17 +212,41 @@ class MountOptions(Effect):
 
     def undo(self) -> None:
         current = [entry for entry in mounts.own() if entry.mountpoint == self.path]
-        if current and current[-1].super_options != self.super_options:
-            mounts.remount(self.path, self.options, self.super_options)
+        if current and not _words(self.super_options) <= _words(current[-1].super_options):
+            mounts.remount(self.path, self.options, _joined(self.super_options, current[-1].super_options))
 
 
-def cgroup_options() -> list[MountOptions]:
-    """An effect for each cgroup2 mount of ours."""
-    return [
-        MountOptions(entry.mountpoint, entry.options, entry.super_options)
-        for entry in mounts.own()
-        if entry.fstype == "cgroup2"
-    ]
+def cgroup_options(state_dir: str = "") -> list[MountOptions]:
+    """An effect for each cgroup2 mount of ours.
+
+    Args:
+        state_dir: where journals are. Another call that is under way may have lost the options just now, and its
+            journal knows them.
+    """
+    options = {entry.mountpoint: entry for entry in mounts.own() if entry.fstype == "cgroup2"}
+    known: dict[str, str] = {path: entry.super_options for path, entry in options.items()}
+    for journal in glob.glob(os.path.join(glob.escape(state_dir), "*/*/journal")) if state_dir and options else ():
+        for effect in _effects_of(journal):
+            if isinstance(effect, MountOptions) and effect.path in known:
+                known[effect.path] = _joined(known[effect.path], effect.super_options)
+    return [MountOptions(path, entry.options, known[path]) for path, entry in options.items()]
+
+
+def _effects_of(journal: str) -> list[Effect]:
+    try:
+        record = read_journal(journal)
+    except (GritError, OSError):
+        return []
+    return [effect for _, effect in record.effects] if record else []
+
+
+def _words(options: str) -> set[str]:
+    return set(options.split(","))
+
+
+def _joined(one: str, other: str) -> str:
+    words = one.split(",")
+    return ",".join([*words, *(word for word in other.split(",") if word not in words)])
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def _dump(
 ) -> None:
     marker = new_marker()
     programs = effects.Programs(marker, grace=context.config.timeouts.command)
-    kept = effects.cgroup_options()
+    kept = effects.cgroup_options(context.config.state_dir)
     for effect in kept:
         transaction.do(effect)
     transaction.do(programs)

@@ -65,7 +65,7 @@ def _apply(
     edit = _configure(context, request, prepared.plan, transaction)
     contents.apply(context, transaction, prepared.contents, request.bundle)
     timeout = context.config.timeouts.command
-    kept = effects.cgroup_options()
+    kept = effects.cgroup_options(context.config.state_dir)
     led = _links(context, prepared.plan)
     try:
         for effect in (*kept, *_mountpoints(prepared.plan), *led):

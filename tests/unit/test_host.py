@@ -287,3 +287,26 @@ def test_journal_lines_are_json(tmp_path: Path) -> None:
     transaction.do(Note(str(tmp_path / "n"), '\n"ü'))
     lines = Path(transaction.workspace.journal).read_text().splitlines()
     assert [sorted(json.loads(line)) for line in lines] == [["header"], ["args", "effect", "n"], ["applied"]]
+
+
+def test_options_that_another_call_s_criu_just_took_are_known_from_its_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "30 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 {}"
+    table = ["rw,nsdelegate"]
+    monkeypatch.setattr(mounts, "own", lambda: mounts.parse(line.format(table[0])))
+    set_to: list[str] = []
+    monkeypatch.setattr(mounts, "remount", lambda _path, _options, words: set_to.append(words))
+    space = workspace.open_workspace(str(tmp_path / "root/first"), timeout=1)
+    first = Transaction(space, {"operation": "restore"})
+    (option,) = effects.cgroup_options(str(tmp_path))
+    first.do(option)
+    table[0] = "rw"  # what CRIU leaves
+    (second,) = effects.cgroup_options(str(tmp_path))
+    assert effects.cgroup_options()[0].super_options == "rw"
+    second.undo()
+    assert [set(words.split(",")) for words in set_to] == [{"rw", "nsdelegate"}]
+    table[0] = "rw,nsdelegate,memory_recursiveprot"
+    second.undo()
+    assert len(set_to) == 1, "nothing is ever taken away"
+    first.rollback()
