@@ -6,15 +6,17 @@ or a device anywhere in the archive refuses all of it.
 """
 
 import contextlib
+import gzip
 import os
 import stat
 import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any, cast
 
 from grit_runtime import names
+from grit_runtime.contents import plain
 from grit_runtime.errors import CheckpointError
 from grit_runtime.host import proc, run
 
@@ -49,7 +51,7 @@ def unpack(path: str, target: str, *, max_bytes: int, max_entries: int) -> None:
         try:
             _write(path, stream, target, wanted)
         except OSError as err:
-            raise CheckpointError(f"cannot unpack {path} into {target}: {err.strerror}") from None
+            raise CheckpointError(f"cannot unpack {path} into {target}: {err.strerror or err}") from None
 
 
 @contextlib.contextmanager
@@ -65,9 +67,9 @@ def _opened(path: str, scratch: str, limit: int) -> Iterator[IO[bytes]]:
             yield stream
             return
         # A file without a name: what is written into it goes with its descriptor.
-        with tempfile.TemporaryFile(dir=scratch) as plain:
-            _decompress(path, stream, plain, limit)
-            yield plain
+        with tempfile.TemporaryFile(dir=scratch) as decompressed:
+            _decompress(path, stream, decompressed, limit)
+            yield decompressed
 
 
 def _decompress(path: str, source: IO[bytes], target: IO[bytes], limit: int) -> None:
@@ -104,11 +106,13 @@ def _entries(path: str, stream: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, ta
     stream.seek(0)
     compressed = stream.read(2) == _GZIP
     stream.seek(0)
+    source: Any = plain.Source(cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if compressed else stream)
     try:
-        with tarfile.open(fileobj=stream, mode="r:gz" if compressed else "r:") as archive:
+        with tarfile.open(fileobj=source, mode="r:") as archive:
             for entry in archive:
                 yield archive, entry
-    except (tarfile.TarError, EOFError, ValueError, OSError) as err:
+            plain.check_end(source, archive.offset)
+    except (*plain.DAMAGED, OSError) as err:
         raise CheckpointError(f"archive {path} is damaged: {err}", hint="it was cut short, or is no tar file") from None
 
 

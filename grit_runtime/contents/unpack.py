@@ -10,41 +10,15 @@ import os
 import stat
 import tarfile
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 from grit_runtime.contents import plain, walk
 from grit_runtime.contents.archive import copy
 from grit_runtime.contents.diff import OPAQUE, WHITEOUT
 from grit_runtime.errors import CheckpointError, RestoreError
 
-MAX_HEADER = 16 << 20  # of one entry; an attribute has at most 64 KiB, a sparse file's table is read by blocks
 MAX_PATH = 1 << 16
 _XATTR = "SCHILY.xattr."
-
-
-class _Source:
-    """What tarfile reads headers from. Bounded, where tarfile isn't: it would read a header of any size into memory,
-    and look for the end of a sparse file's table for ever.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._at_end = 0
-
-    def read(self, size: int) -> bytes:
-        if size > MAX_HEADER:
-            raise tarfile.ReadError("a header of more than 16 MiB")
-        data = self._stream.read(size)
-        self._at_end = 0 if data else self._at_end + 1
-        if self._at_end > 2:
-            raise tarfile.ReadError("unexpected end of data")
-        return data
-
-    def seek(self, position: int) -> int:
-        return self._stream.seek(position)
-
-    def tell(self) -> int:
-        return self._stream.tell()
 
 
 @dataclass(kw_only=True)
@@ -83,14 +57,15 @@ class Unpacker:
         member = None
         try:
             with plain.opened(path, scratch, limit) if scratch else open(path, "rb") as stream:
-                source: Any = _Source(stream)
+                source: Any = plain.Source(stream)
                 tar = tarfile.TarFile(fileobj=source, mode="r", encoding="utf-8", errors="surrogateescape")
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]
                     self.entries += 1
                     self._entry(member, stream.fileno())
+                plain.check_end(source, tar.offset)
             self._set_times()
-        except (tarfile.TarError, ValueError, IndexError, OverflowError) as err:
+        except plain.DAMAGED as err:
             raise CheckpointError(f"archive {path} is damaged: {err}") from None
         except CheckpointError as err:
             raise CheckpointError(f"archive {path}: {err.args[0]}") from None

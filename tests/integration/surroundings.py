@@ -141,6 +141,19 @@ class Sandbox:
             ["nsenter", f"--net=/proc/{self.pid}/ns/net", *command], check=True, capture_output=True, text=True
         ).stdout
 
+    def take_pid(self, pid: int) -> None:
+        """Have a process of this number in the sandbox's pid namespace, until the sandbox ends.
+
+        The kernel gives the next free number after ns_last_pid of the writer's namespace; the sandbox's own process
+        may have this one. Which numbers come by themselves depends on how many threads runc had.
+        """
+        take = f"echo {pid - 1} > /proc/sys/kernel/ns_last_pid; sleep 1000 >/dev/null 2>&1 & echo $!"
+        enter = ["nsenter", f"--pid=/proc/{self.pid}/ns/pid", "sh", "-c"]
+        for _ in range(3):  # the shell itself may have got the number
+            if subprocess.run([*enter, take], check=True, capture_output=True, text=True).stdout.strip() == str(pid):
+                return
+        subprocess.run([*enter, f"kill -0 {pid}"], check=True)
+
 
 def all_ok(answer: list[str]) -> bool:
     """Whether the process found everything as it should be; shows what it said if not."""

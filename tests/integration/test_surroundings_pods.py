@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from grit_runtime.host import proc
 from tests.integration.machine import Bundle, Machine, tree
 from tests.integration.surroundings import Sandbox, Situation
 
@@ -30,13 +31,13 @@ def test_the_namespaces_of_another_sandbox_are_the_restored_containers(machine: 
 def test_a_shared_pid_namespace_in_which_the_pids_are_free(machine: Machine) -> None:
     kinds = ("network", "ipc", "uts", "pid")
     first, second = Sandbox(machine, "sandbox-1", *kinds), Sandbox(machine, "sandbox-2", *kinds)
-    machine.runc("exec", "sandbox-1", "/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do /bin/true; done").ok()
+    machine.runc("exec", "sandbox-1", "/bin/sh", "-c", "i=0; while [ $i -lt 50 ]; do /bin/true; i=$((i+1)); done").ok()
     situation = Situation(machine, "names", first.within)
     situation.start()
     situation.checkpoint()
     hostname, pid = situation.restore(change=second.within)
     assert hostname == "hostname sandbox-2"
-    assert int(pid.split()[1]) > 9
+    assert int(pid.split()[1]) > 50
 
 
 @pytest.mark.needs("cc")
@@ -45,11 +46,13 @@ def test_a_shared_pid_namespace_in_which_a_pid_is_taken_is_found_before_anything
     first, second = Sandbox(machine, "sandbox-1", *kinds), Sandbox(machine, "sandbox-2", *kinds)
     situation = Situation(machine, "names", first.within)
     situation.start()
+    pid = proc.inner_pid(machine.state_of("old")["pid"])
+    assert pid
     situation.checkpoint()
+    second.take_pid(pid)
     other = machine.bundle("other")
     other.edit(second.within)
     machine.start("other", other)
-    # Another container's process has the pid: the first to be started in each sandbox.
     said = situation.cannot_be_restored(change=second.within)
     assert "pids of the checkpoint are taken in the shared pid namespace" in said
     assert "nothing was touched" in said

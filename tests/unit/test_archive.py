@@ -118,13 +118,44 @@ def test_a_size_that_no_disk_has_room_for_is_refused(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("cut", [1, 700, 3000])
-def test_an_archive_that_was_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
+def _end(path: Path) -> int:
+    """Where the entries of an archive end and its end mark begins."""
+    with tarfile.open(path) as tar:
+        tar.getmembers()
+        return tar.offset
+
+
+@pytest.mark.parametrize("compressed", ["", "gzip"])
+@pytest.mark.parametrize("cut", ["1", "700", "3000", "before the last entry", "before the end mark", "in the end mark"])
+def test_an_archive_that_was_cut_short_is_refused(tmp_path: Path, cut: str, compressed: str) -> None:
     path = _tar(tmp_path / "a.tar", GOOD)
-    path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(CheckpointError):
+    end = _end(path)
+    places = {"before the last entry": end - 1024, "before the end mark": end, "in the end mark": end + 100}
+    data = path.read_bytes()[: places.get(cut) or int(cut)]
+    path.write_bytes(gzip.compress(data) if compressed else data)
+    with pytest.raises(CheckpointError, match="damaged"):
         _unpack(path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["cut", "checksum", "header"])
+def test_an_archive_whose_end_is_damaged_is_refused(tmp_path: Path, wrong: str) -> None:
+    path = _tar(tmp_path / "a.tar", GOOD)
+    data, end = path.read_bytes(), _end(path)
+    if wrong == "header":
+        path.write_bytes(data[:end] + b"rest" * 256 + bytes(1024))
+    else:
+        packed = gzip.compress(data)
+        path.write_bytes(packed[:-6] if wrong == "cut" else packed[:-6] + b"wrong!")
+    with pytest.raises(CheckpointError, match="damaged"):
+        _unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_archive_with_one_block_for_its_end_mark_is_taken(tmp_path: Path) -> None:
+    path = _tar(tmp_path / "a.tar", GOOD)
+    path.write_bytes(path.read_bytes()[: _end(path) + 512])
+    _unpack(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("what", ["text", "link", "fifo", "broken zstd", "no images"])
