@@ -312,6 +312,21 @@ def test_a_hostile_archive_changes_nothing_outside(tmp_path: Path, case: str) ->
     assert not Path("/tmp/grit-hostile").exists()
 
 
+def test_an_archive_that_was_cut_between_two_entries_is_refused(tmp_path: Path) -> None:
+    root, archive = tmp_path / "root", tmp_path / "a.tar"
+    root.mkdir()
+    with tarfile.open(archive, "w") as tar:
+        tar.addfile(_member("first"))
+        tar.addfile(_member("second"))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:512])
+    with pytest.raises(CheckpointError, match="damaged"):
+        apply(root, archive)
+    archive.write_bytes(whole)
+    apply(root, archive)
+    assert sorted(path.name for path in root.iterdir()) == ["first", "second"]
+
+
 def test_a_link_in_the_archive_is_made_and_its_target_not_touched(tmp_path: Path) -> None:
     root, victim = tmp_path / "root", tmp_path / "victim"
     root.mkdir()
