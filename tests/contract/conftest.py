@@ -224,12 +224,15 @@ class Contract:
 
 
 def _real(directory: Path) -> Path:
-    """A launcher with the interpreter of these tests, the package as it stands in this tree, and what it imports."""
+    """A launcher with the interpreter of these tests, the package as it stands in this tree, and what it imports.
+
+    Copies: the tree may lie where only its owner gets, and some calls here are nobody's.
+    """
     libdir = directory / "real"
     libdir.mkdir()
     shutil.copy(ROOT / "launcher/boot.py", libdir)
-    (libdir / "grit_runtime").symlink_to(ROOT / "grit_runtime")
-    (libdir / "site").symlink_to(sysconfig.get_path("purelib"))
+    shutil.copytree(ROOT / "grit_runtime", libdir / "grit_runtime")
+    shutil.copytree(sysconfig.get_path("purelib"), libdir / "site")
     return compile_c(
         SOURCE,
         directory / "real-grit-runtime",
