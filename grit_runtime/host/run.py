@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_AFTER_KILL = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +78,23 @@ def run(argv: list[str], *, timeout: float, env: Mapping[str, str] | None = None
     except subprocess.TimeoutExpired:
         timed_out = True
         process.kill()
-        out, err = process.communicate()
-    return Result(argv=tuple(argv), code=process.returncode, out=_text(out), err=_text(err), timed_out=timed_out)
+        out, err = _rest(process)
+    code = -signal.SIGKILL if process.returncode is None else process.returncode
+    return Result(argv=tuple(argv), code=code, out=_text(out), err=_text(err), timed_out=timed_out)
+
+
+def _rest(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """What a killed program had said. What it started may hold its pipes open, as CRIU does runc's: it isn't waited
+    for.
+    """
+    try:
+        return process.communicate(timeout=_AFTER_KILL)
+    except subprocess.TimeoutExpired as late:
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+        process.poll()
+        return late.stdout or b"", late.stderr or b""
 
 
 def _text(data: bytes | None) -> str:

@@ -256,6 +256,13 @@ def test_a_program_that_does_not_end_is_killed() -> None:
     assert result.describe() == "`sleep 60` did not end in time"
 
 
+def test_what_a_killed_program_started_is_not_waited_for() -> None:
+    begin = time.monotonic()
+    result = run.run(["sh", "-c", "echo said; sleep 20 & sleep 60"], timeout=0.5)
+    assert time.monotonic() - begin < 15
+    assert (result.timed_out, result.code, result.out) == (True, -9, "said")
+
+
 def test_output_and_errors_are_kept_apart() -> None:
     result = run.run(["sh", "-c", "echo out; echo err >&2; exit 3"], timeout=5)
     assert (result.code, result.out, result.err) == (3, "out", "err")
