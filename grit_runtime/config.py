@@ -26,7 +26,7 @@ DUMP_OPTIONS: dict[str, Option] = {
 RESTORE_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "file-locks": True}
 
 
-_SECTIONS = frozenset({"criu", "timeouts", "mounts", "contents", "archive"})
+_SECTIONS = frozenset({"criu", "cuda", "timeouts", "mounts", "contents", "archive"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +90,18 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cuda:
+    """How CUDA is brought into memory and back; times in seconds; see config.schema.json."""
+
+    mode: str = names.CUDA_AUTO
+    library_path: tuple[str, ...] = ()
+    program: str = "cuda-checkpoint"
+    plugin_dir: str = "/usr/lib/criu"
+    lock_timeout: float = 10
+    timeout: float = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What config.schema.json describes, with its defaults."""
 
@@ -100,10 +112,12 @@ class Config:
     require_manifest: bool = True
     fsync: bool = True
     tcp: str = names.TCP_INSIDE
+    on_restore_failure: str = names.FAIL
     timeouts: Timeouts = field(default_factory=Timeouts)
     mounts: Mounts = field(default_factory=Mounts)
     contents: Contents = field(default_factory=Contents)
     archive: Archive = field(default_factory=Archive)
+    cuda: Cuda = field(default_factory=Cuda)
     criu_dump: dict[str, Option] = field(default_factory=lambda: dict(DUMP_OPTIONS))
     criu_restore: dict[str, Option] = field(default_factory=lambda: dict(RESTORE_OPTIONS))
 
@@ -143,6 +157,7 @@ def parse(text: bytes, file: str) -> Config:
         mounts=Mounts(**_python(data.get("mounts", {}))),
         contents=_contents(data.get("contents", {})),
         archive=Archive(**_python(data.get("archive", {}))),
+        cuda=Cuda(**_python(data.get("cuda", {}))),
         criu_dump={**DUMP_OPTIONS, "tcp-established": data.get("tcp") != names.TCP_REFUSE, **criu.get("dump", {})},
         criu_restore={**RESTORE_OPTIONS, **criu.get("restore", {})},
     )

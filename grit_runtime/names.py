@@ -28,6 +28,7 @@ IMAGES_DIR = "checkpoint"
 MANIFEST = "grit.json"
 PARTIAL = ".grit-partial"
 DESCRIPTORS = "descriptors.json"  # runc: what stdin, stdout and stderr were
+NO_PLUGINS = "no-plugins"  # an empty directory for CRIU's `libdir`
 PARENT_LINK = "parent"  # CRIU: the images of the dump before, for incremental ones
 JOURNAL = "journal"
 # What isn't CRIU's, by the names of podman, CRI-O and containerd (checkpoint-restore/checkpointctl, lib/metadata.go).
@@ -63,3 +64,14 @@ TCP_REFUSE = "refuse"
 
 # config-linux.md, "Default Devices"; runc adds them to those of config.json (specconv, AllowedDevices).
 DEFAULT_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+
+# The configuration's words for who brings CUDA into memory and back.
+CUDA_AUTO = "auto"
+CUDA_DRIVER = "driver"
+CUDA_PROGRAM = "cuda-checkpoint"
+CUDA_PLUGIN = "criu-plugin"
+
+# What becomes of a container whose restore by annotation fails.
+ON_RESTORE_FAILURE = "grit.dev/on-restore-failure"
+FAIL = "fail"
+COLD_START = "cold-start"

@@ -88,6 +88,8 @@ class Images:
     processes: tuple[ImageProcess, ...]
     version: int
     open_files: tuple[OpenFile, ...] = ()
+    plugins: tuple[str, ...] = ()
+    """CRIU's plugins that took part in the dump."""
 
 
 def read(path: str) -> Images:
@@ -117,6 +119,7 @@ def read(path: str) -> Images:
         processes=tuple(_processes(path, files)),
         version=int(inventory.get("img_version", 0)),
         open_files=tuple(_open_files(path, files)),
+        plugins=tuple(inventory.get("plugins_entry", {}).get("plugins", ())),
     )
 
 
@@ -151,7 +154,13 @@ def _set(entry: dict[str, Any], fields: Fields) -> None:
 
 
 def _magic(name: str) -> str:
-    kinds = {"mountpoints": "MNTS", "utsns": "UTSNS", FILES: "FILES", REMAPS: "REMAP_FPATH"}
+    kinds = {
+        "mountpoints": "MNTS",
+        "utsns": "UTSNS",
+        FILES: "FILES",
+        REMAPS: "REMAP_FPATH",
+        "inventory.img": "INVENTORY",
+    }
     return kinds[name if name in kinds else name.partition("-")[0]]
 
 

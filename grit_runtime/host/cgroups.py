@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from grit_runtime.host import proc
+from grit_runtime.host import files, proc
 
 MOUNT = "/sys/fs/cgroup"
 
@@ -54,6 +54,51 @@ def processes(directory: str) -> list[int]:
         except OSError:
             continue
     return [pid for pid in found if pid > 0]
+
+
+def memory_left(pid: int) -> tuple[int, str] | None:
+    """How many bytes more the process' cgroups and the node can give it, and who gives the least.
+
+    File pages that can be dropped count as free (memory.stat, `inactive_file`).
+
+    Returns:
+        Bytes, and the directory of the cgroup whose limit it is, or `the node`; None if nothing is known.
+    """
+    found = []
+    available = _node_available()
+    if available is not None:
+        found.append((available, "the node"))
+    unified = is_unified()
+    own = proc.cgroups(pid)
+    paths = [(MOUNT, own.get("", ""))] if unified else [
+        (os.path.join(MOUNT, "memory"), path) for controllers, path in own.items() if "memory" in controllers.split(",")
+    ]  # fmt: skip
+    limit, usage = ("memory.max", "memory.current") if unified else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for mount, path in paths:
+        while path not in ("", "/"):
+            left = _left(mount + path, limit, usage)
+            if left is not None:
+                found.append((left, mount + path))
+            path = os.path.dirname(path)
+    return min(found, default=None)
+
+
+def _node_available() -> int | None:
+    for line in files.read_text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return None
+
+
+def _left(directory: str, limit: str, usage: str) -> int | None:
+    most = files.read_text(os.path.join(directory, limit)).strip()
+    used = files.read_text(os.path.join(directory, usage)).strip()
+    if not most.isdigit() or not used.isdigit() or int(most) >= 1 << 60:  # v1 says "no limit" by a huge number
+        return None
+    statistics = files.read_text(os.path.join(directory, "memory.stat"))
+    names = ("inactive_file", "total_inactive_file")
+    droppable = max([int(line.split()[1]) for line in statistics.splitlines() if line.split()[0] in names], default=0)
+    return int(most) - int(used) + droppable
 
 
 def clear(found: list[str], *, timeout: float) -> bool:

@@ -171,6 +171,54 @@ def inner_threads(pid: int) -> set[int]:
     return found
 
 
+def threads(pid: int) -> set[int]:
+    """The thread ids of the process as we see them; empty if it is gone."""
+    try:
+        return {int(name) for name in os.listdir(f"/proc/{pid}/task")}
+    except OSError:
+        return set()
+
+
+def thread_name(pid: int, thread: int) -> str:
+    """The thread's name (prctl(2), PR_SET_NAME), empty if it is gone."""
+    try:
+        with open(f"/proc/{pid}/task/{thread}/comm", encoding="utf-8", errors="replace") as stream:
+            return stream.read().rstrip("\n")
+    except OSError:
+        return ""
+
+
+def thread_by_inner_id(pid: int, inner: int) -> int | None:
+    """The thread of the process whose id is `inner` within its innermost pid namespace, as we see it."""
+    for thread in threads(pid):
+        if inner_pid(thread) == inner:
+            return thread
+    return None
+
+
+def maps_file(pid: int, name: str) -> bool:
+    """Whether the process has a file mapped in whose name the bytes of `name` are."""
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as stream:
+            return any(name in line.rpartition("/")[2] for line in stream)
+    except OSError:
+        return False
+
+
+def open_paths(pid: int) -> list[str]:
+    """What the process' descriptors lead to."""
+    found = []
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+            except OSError:
+                continue
+    except OSError:
+        return found
+    return found
+
+
 def uts_names(path: str) -> tuple[str, str]:
     """The host and domain name of a UTS namespace. Raises OSError if `path` is none."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -4,12 +4,14 @@ other, the downstream's.
 
 import os
 
+from grit_runtime import names
 from grit_runtime.checkpoint import locate
-from grit_runtime.errors import BundleError, RestoreError, UsageError
+from grit_runtime.errors import BundleError, GritError, RecoveryError, RestoreError, UsageError
 from grit_runtime.oci import argv, bundle
 from grit_runtime.verbs import waiting
 from grit_runtime.verbs.call import Call, pass_through
 from grit_runtime.workflow import restore
+from grit_runtime.workflow.cudaplan import on_failure
 from grit_runtime.workflow.prepare import Request
 
 # What `restore` has no flag for: a restored process has its keyring, and its descriptors are in the images.
@@ -42,7 +44,15 @@ def run(call: Call) -> int:
         serves_create=True,
         need_manifest=call.config.require_manifest,
     )
-    return restore.restore(call.context(container), request)
+    try:
+        return restore.restore(call.context(container), request)
+    except RecoveryError:
+        raise  # something of the attempt is left: nothing may be started over it
+    except GritError as err:
+        if on_failure(made.annotations, call.config.on_restore_failure) == names.FAIL or waiting.find(call):
+            raise
+        call.log.line("warning", f"container {container} starts cold, without its checkpoint: {err}")
+        pass_through(call.config, call.argv, call.ignored_signals)
 
 
 def _as_ever(call: Call) -> int:

@@ -22,7 +22,7 @@ from grit_runtime.host import effects, files, proc, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import open_workspace
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import contents, describe, external, linkremap, preflight, publish, recover
+from grit_runtime.workflow import contents, cudacapture, describe, external, linkremap, preflight, publish, recover
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import Pause
 
@@ -56,7 +56,7 @@ def capture(context: Context, request: Request) -> None:
         if recover.settle(workspace) is not None:
             raise _wrong_state(context, names.CREATED)
         state = _require_running(context)
-        pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
+        pids = _processes(context)
         for warning in preflight.require_dumpable(context.container, pids, state.pid):
             context.log.line("warning", f"container {context.container}: {warning}")
         bundle = _bundle_of(state)
@@ -73,15 +73,32 @@ def capture(context: Context, request: Request) -> None:
     transaction = Transaction(workspace, header)
     try:
         _prepare(transaction, request, partial)
-        # Here the state of devices will be taken into memory: before the freeze, and thawed if the caller froze it.
-        clock = _freeze(context, transaction, state)
+        begun = time.monotonic()
+        cuda = cudacapture.suspend(context, transaction, state, pids)
+        by_plugin = cuda is not None and cuda.plugin
+        clock = _freeze(context, transaction, state, thawed=cuda is not None, leave=by_plugin)
+        clock["begin"] = begun
+        if cuda and not by_plugin:
+            cudacapture.require_none_new(context, _processes(context))
         outside = describe.externals(state, bundle)
         facts = describe.container(context, state, bundle, outside)
         try:
-            _dump(context, transaction, request, partial, bundle, external.options(outside))
+            _dump(
+                context,
+                transaction,
+                request,
+                partial,
+                bundle,
+                external.options(outside),
+                _plugins(context, transaction, cuda),
+            )
         except CaptureError as err:
             raise contents.explained(err, state.pid) from None
+        if by_plugin:
+            _freeze(context, transaction, state, thawed=True)
         kept = linkremap.keep(transaction, partial, pids, state.pid)
+        if cuda:
+            facts["cuda"] = cuda.section
         facts["contents"] = contents.save(context, state.pid, bundle, partial)
         clock["dump"] = time.monotonic()
         _write_manifest(context, request, partial, facts, clock)
@@ -101,6 +118,10 @@ def _require_running(context: Context) -> State:
     if state.status not in (names.RUNNING, names.PAUSED):
         raise _wrong_state(context, state.status)
     return state
+
+
+def _processes(context: Context) -> list[int]:
+    return context.downstream.processes(context.container, timeout=context.config.timeouts.command)
 
 
 def _wrong_state(context: Context, status: str) -> CaptureError:
@@ -128,15 +149,20 @@ def _prepare(transaction: Transaction, request: Request, partial: str) -> None:
         raise CaptureError(f"cannot write the checkpoint to {request.images}: {err.strerror}") from None
 
 
-def _freeze(context: Context, transaction: Transaction, state: State) -> dict[str, float]:
+def _freeze(
+    context: Context, transaction: Transaction, state: State, *, thawed: bool, leave: bool = False
+) -> dict[str, float]:
     """Freeze the container for as long as the capture takes.
 
-    One that the caller has paused (containerd always does) stays so for a dump without devices. CUDA's lock will need
-    it thawed first: a locked call does not return from a frozen container, whatever its timeout says.
+    One that the caller has paused (containerd always does) stays so, unless CUDA needed it thawed.
+
+    Args:
+        thawed: it runs, whatever `state` says.
+        leave: let it run: CRIU's CUDA plugin cannot lock a frozen process.
     """
-    clock = {"begin": time.monotonic()}
+    clock: dict[str, float] = {}
     downstream = context.downstream
-    if state.status != names.PAUSED:
+    if not leave and (thawed or state.status != names.PAUSED):
         transaction.do(
             Pause(
                 downstream.program,
@@ -157,6 +183,7 @@ def _dump(
     partial: str,
     bundle: bundles.Bundle,
     outside: list[str],
+    plugins: dict[str, conf.Option],
 ) -> None:
     marker = new_marker()
     programs = effects.Programs(marker, grace=context.config.timeouts.command)
@@ -167,7 +194,7 @@ def _dump(
     workspace = transaction.workspace
     configuration, log_file = workspace.file("criu.conf"), workspace.file("runc.log")
     env = run.caller_environment()
-    options = _with_external(context.config.criu_dump, outside)
+    options = {**plugins, **_with_external(context.config.criu_dump, outside)}
     flags = [f"--{name}" for name in _as_flags(context, options) if f"--{name}" not in request.flags]
     text = conf.merge(options, _users_options(bundle, env), {})
     files.write_atomically(configuration, text.encode())
@@ -191,6 +218,17 @@ def _dump(
         transaction.undo(done)
     if not request.work:
         _keep_beside_images(work, partial)
+
+
+def _plugins(context: Context, transaction: Transaction, cuda: cudacapture.Suspended | None) -> dict[str, conf.Option]:
+    """Where CRIU finds plugins: for a container with CUDA that one which owns it, or none at all."""
+    if cuda is None:
+        return {}
+    if cuda.plugin:
+        return {"libdir": context.config.cuda.plugin_dir}
+    empty = transaction.workspace.file(names.NO_PLUGINS)
+    os.mkdir(empty, 0o700)
+    return {"libdir": empty}
 
 
 def _with_external(options: dict[str, conf.Option], more: list[str]) -> dict[str, conf.Option]:

@@ -42,6 +42,32 @@ class Pause(Effect):
         return downstream_of(self.program, self.options, self.root)
 
 
+@dataclass(frozen=True)
+class Thaw(Pause):
+    """Let a container run that its caller has paused; undone by pausing it again."""
+
+    kind: ClassVar[str] = "thaw"
+
+    def describe(self) -> str:
+        return f"resume container {self.container}"
+
+    def apply(self) -> None:
+        resume(self._downstream(), self.container, self.timeout)
+
+    def undo(self) -> None:
+        pause(self._downstream(), self.container, self.timeout)
+
+
+def pause(downstream: Downstream, container: str, timeout: float) -> None:
+    """Freeze a container if it runs."""
+    try:
+        if downstream.state(container, timeout=timeout).status == names.RUNNING:
+            downstream.require("pause", container, timeout=timeout)
+    except DownstreamError as err:
+        if _DOES_NOT_EXIST not in str(err):
+            raise
+
+
 def resume(downstream: Downstream, container: str, timeout: float) -> None:
     """Thaw a container if it is frozen and still there."""
     try:

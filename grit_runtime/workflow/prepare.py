@@ -8,7 +8,7 @@ from grit_runtime.checkpoint.kinds import Found, Kind
 from grit_runtime.criu import descriptors, images
 from grit_runtime.errors import CheckpointError, PlanError
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import connections, contents, facts, hostname, plan, preflight
+from grit_runtime.workflow import connections, contents, cudarestore, facts, hostname, plan, preflight
 from grit_runtime.workflow.context import Context
 
 
@@ -44,6 +44,7 @@ class Prepared:
     contents: contents.Found | Found
     made_up: dict[str, bytes]
     """Files that the staged directory has beside the checkpoint's."""
+    cuda: cudarestore.Prepared | None = None
 
 
 def prepare(context: Context, request: Request, found: Found) -> Prepared:
@@ -62,21 +63,43 @@ def prepare(context: Context, request: Request, found: Found) -> Prepared:
     parts = contents.beside(found.images, manifest) if found.kind is Kind.OWN else found
     looked = facts.gather(context, request.bundle, decoded, manifest, contents.filled(parts))
     made = plan.make(context.container, decoded, request.bundle, manifest, looked, hold=not request.shell_job)
-    problems = (*made.problems, *preflight.problems(request.bundle, found.images))
+    cuda = cudarestore.prepare(context, request.bundle, decoded, manifest)
+    try:
+        return _decide(context, request, found, decoded, parts, made, cuda)
+    except BaseException:
+        if cuda:
+            cuda.close()
+        raise
+
+
+def _decide(
+    context: Context,
+    request: Request,
+    found: Found,
+    decoded: images.Images,
+    parts: contents.Found | Found,
+    made: plan.Plan,
+    cuda: cudarestore.Prepared | None,
+) -> Prepared:
+    """Every problem at once, or what will be done."""
+    problems = (*made.problems, *(cuda.problems if cuda else ()), *preflight.problems(request.bundle, found.images))
     if problems:
         raise PlanError(context.container, problems)
     established = any(flag.lstrip("-") == "tcp-established" for flag in request.flags)
     tcp = connections.decide(context.config, found.images, decoded.files, all_established=established)
-    changes = plan.merge(made.rewrites, tcp.rewrites, hostname.rewrites(request.bundle, decoded.files))
+    changes = plan.merge(
+        made.rewrites, tcp.rewrites, hostname.rewrites(request.bundle, decoded.files), cuda.rewrites if cuda else {}
+    )
     facts.check_rewritable(decoded, changes)
     closed = [f"the TCP connection {connection} is closed" for connection in tcp.closed]
-    for warning in (*made.warnings, *closed):
+    for warning in (*made.warnings, *(cuda.plan.warnings if cuda else ()), *closed):
         context.log.line("warning", f"container {context.container}: {warning}")
     return Prepared(
-        plan=replace(made, criu={**made.criu, **tcp.criu}, rewrites=changes),
+        plan=replace(made, criu={**made.criu, **tcp.criu, **(cuda.criu if cuda else {})}, rewrites=changes),
         images=decoded,
         contents=parts,
         made_up=_missing(decoded),
+        cuda=cuda,
     )
 
 

@@ -11,7 +11,8 @@ from grit_runtime import names
 from grit_runtime.checkpoint import manifest
 from grit_runtime.errors import CaptureError, GritError
 from grit_runtime.host import files
-from grit_runtime.workflow.effects import downstream_of, resume
+from grit_runtime.workflow.cudastate import CudaSuspended
+from grit_runtime.workflow.effects import downstream_of, pause, resume
 
 PUBLISHING = "publishing"  # the phase of a journal from which recovery goes forward
 
@@ -32,8 +33,14 @@ def finish(header: dict[str, Any]) -> None:
             raise CaptureError(
                 f"the checkpoint is complete, but container {container} could not be removed: {result.err}"
             )
-    elif not header["paused"]:
+        return
+    cuda = header.get("cuda")
+    if cuda or not header["paused"]:
         resume(downstream, container, timeout)
+    if cuda:
+        CudaSuspended(**cuda).undo()
+        if header["paused"]:
+            pause(downstream, container, timeout)
 
 
 def publish(images: str) -> None:

@@ -20,7 +20,7 @@ from grit_runtime.errors import RestoreError
 from grit_runtime.host import effects, files, links, proc, remount, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
-from grit_runtime.workflow import contents, describe, plan, recover, verify
+from grit_runtime.workflow import contents, cudaplan, cudarestore, describe, plan, recover, verify
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import restored_container
 from grit_runtime.workflow.prepare import Prepared, Request, prepare
@@ -50,7 +50,11 @@ def restore(context: Context, request: Request) -> int:
         source = open_source(context, transaction, request.images)
         prepared = prepare(context, request, source.found)
         transaction.amend({"stopped": list(prepared.plan.stopped)})
-        running = _apply(context, request, prepared, source, transaction)
+        try:
+            running = _apply(context, request, prepared, source, transaction)
+        finally:
+            if prepared.cuda:
+                prepared.cuda.close()
     except BaseException as err:
         transaction.abort(err)
         raise
@@ -62,7 +66,7 @@ def _apply(
     context: Context, request: Request, prepared: Prepared, source: Source, transaction: Transaction
 ) -> subprocess.Popen[bytes] | None:
     staged = _stage(transaction.workspace, prepared)
-    edit = _configure(context, request, prepared.plan, transaction)
+    edit = _configure(context, request, prepared, transaction)
     contents.apply(context, transaction, prepared.contents, request.bundle)
     timeout = context.config.timeouts.command
     kept = effects.cgroup_options(context.config.state_dir)
@@ -84,6 +88,8 @@ def _apply(
         for done in (*reversed(led), *kept, edit, *source.effects):
             transaction.undo(done)
         _verify(context, request, prepared, pid)
+        if prepared.cuda:
+            _bring_back_cuda(context, request, prepared.cuda, pid)
         if request.pid_file:
             transaction.do(effects.WriteFile(request.pid_file, str(pid)))
         files.remove_tree(staged)
@@ -125,14 +131,18 @@ def _stage(workspace: Workspace, prepared: Prepared) -> str:
     return staged
 
 
-def _configure(context: Context, request: Request, made: plan.Plan, transaction: Transaction) -> effects.ReplaceFile:
+def _configure(context: Context, request: Request, prepared: Prepared, transaction: Transaction) -> effects.ReplaceFile:
     """Write CRIU's configuration and name it in config.json; the rest of config.json stays as it is."""
-    bundle, workspace = request.bundle, transaction.workspace
+    bundle, workspace, made, cuda = request.bundle, transaction.workspace, prepared.plan, prepared.cuda
+    if cuda:
+        os.makedirs(workspace.file(names.NO_PLUGINS), mode=0o700)
     configuration = workspace.file("criu.conf")
     users = files.read_text(bundle.annotations.get(names.CRIU_CONFIG_ANNOTATION, names.CRIU_DEFAULT_CONFIG))
     files.write_atomically(configuration, conf.merge(context.config.criu_restore, users, made.criu).encode())
     annotations = {**bundle.section("annotations"), names.CRIU_CONFIG_ANNOTATION: configuration}
-    edited = json.dumps({**bundle.config, "annotations": annotations}).encode()
+    edited = json.dumps(
+        {**cudaplan.edited(bundle.config, cuda.plan.devices if cuda else ()), "annotations": annotations}
+    ).encode()
     effect = effects.replace_file(bundle.config_path, bundle.raw, edited, workspace.path)
     transaction.do(effect)
     return effect
@@ -208,6 +218,12 @@ def _verify(context: Context, request: Request, prepared: Prepared, pid: int) ->
         remount.make_root_read_only(pid)  # CRIU restores the flags of the root mount since 4.2
 
 
+def _bring_back_cuda(context: Context, request: Request, cuda: cudarestore.Prepared, pid: int) -> None:
+    pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
+    cudarestore.repair_devices(pid, cuda.plan.devices)
+    cudarestore.bring_back(context, cuda, pids, stopped=not request.shell_job)
+
+
 def _wait(process: subprocess.Popen[bytes]) -> int:
     """Stay as the foreground downstream's parent: hand on signals, return its exit code."""
     for number in (
@@ -226,7 +242,6 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 def release(context: Context, stopped: list[int]) -> None:
     """Let the tasks of a container that `create` restored run, but for those that were stopped at the dump."""
-    # Here the state of devices will be brought back: after the SIGCONT, for a driver cannot restore a stopped process.
     keep = frozenset(stopped)
     for pid in context.downstream.processes(context.container, timeout=context.config.timeouts.command):
         if proc.inner_pid(pid) not in keep:

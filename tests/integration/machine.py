@@ -111,6 +111,9 @@ class Bundle:
 class Machine:
     """Runs runc and grit-runtime with state directories of the test's own."""
 
+    patience = 60.0
+    """Seconds that a call may take."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.root = path / "runc"
@@ -292,7 +295,7 @@ class Machine:
             env={**self.environment(), **env},
             cwd=self.path,
             check=False,
-            timeout=60,
+            timeout=self.patience,
         )
         return Ran(code=done.returncode, out=(done.stdout or b"").decode(), err=(done.stderr or b"").decode())
 

@@ -1,0 +1,1 @@
+"""CUDA's process checkpoint API, by the driver's library or by the program `cuda-checkpoint`; and GPUs."""

@@ -1,0 +1,160 @@
+"""GPUs: what NVML says of a node's, and which of them takes the place of which. Pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+COMPUTE_PROHIBITED = 2  # nvmlComputeMode_t
+COMPUTE_EXCLUSIVE_PROCESS = 3
+_TOLERANCE = 0.02
+_TOLERATED_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU; memory in bytes."""
+
+    index: int
+    uuid: str
+    name: str
+    minor: int = -1
+    """N of /dev/nvidiaN."""
+    memory: int = 0
+    free: int = 0
+    compute_mode: int = 0
+    persistence: bool = True
+    mig: bool = False
+    used_by: tuple[tuple[int, int], ...] | None = None
+    """Host pids and the bytes that each has here; None if the driver doesn't say (as in some virtual machines)."""
+    mps_clients: tuple[int, ...] = ()
+
+    def used(self, pid: int) -> int | None:
+        """How much memory a process has here, in bytes; None if nobody can say."""
+        return None if self.used_by is None else dict(self.used_by).get(pid, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """The driver's version, such as `580.159.04`, and the GPUs in its order."""
+
+    driver: str
+    gpus: tuple[Gpu, ...]
+
+    @property
+    def branch(self) -> int:
+        """The driver's branch, such as 580."""
+        word = self.driver.partition(".")[0]
+        return int(word) if word.isdigit() else 0
+
+    def used(self, pid: int) -> dict[str, int] | None:
+        """GPU UUID to the bytes that a process has there; None if the driver doesn't say."""
+        found = {gpu.uuid: gpu.used(pid) for gpu in self.gpus}
+        return None if None in found.values() else {uuid: used for uuid, used in found.items() if used}
+
+
+def parse_node(data: dict[str, Any]) -> Node:
+    """What the helper said (helper.py, `gpus`)."""
+    return Node(
+        driver=str(data["driver"]),
+        gpus=tuple(
+            Gpu(
+                index=entry["index"],
+                uuid=entry["uuid"],
+                name=entry["name"],
+                minor=entry["minor"],
+                memory=entry["memory"],
+                free=entry["free"],
+                compute_mode=entry["computeMode"] or 0,
+                persistence=entry["persistence"] != 0,
+                mig=entry["mig"],
+                used_by=_used_by(entry["processes"]),
+                mps_clients=tuple(entry["mps"]),
+            )
+            for entry in data["gpus"]
+        ),
+    )
+
+
+def _used_by(processes: dict[str, int | None] | None) -> tuple[tuple[int, int], ...] | None:
+    if processes is None or None in processes.values():
+        return None
+    return tuple((int(pid), used or 0) for pid, used in processes.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A GPU of the checkpoint's node, as the manifest has it; bytes are what the container had there."""
+
+    uuid: str
+    name: str
+    memory: int
+    used: int = 0
+    index: int = 0
+
+
+def device_map(
+    old: Sequence[Recorded], node: Sequence[Gpu], given: Sequence[str]
+) -> tuple[tuple[tuple[str, str], ...], list[str]]:
+    """Which GPU takes the place of which.
+
+    A GPU that is there again and is given to the container stays itself. The others that were in use get, by their
+    position, those given GPUs of the same model and at least the same memory that are left. The driver wants every GPU
+    in the map that it showed at the dump, whether or not it was in use (measured, driver 580): the rest is mapped to
+    what is left of the node's, themselves first.
+
+    Args:
+        old: every GPU of the checkpoint's node.
+        node: every GPU of this node.
+        given: the UUIDs that the new container may use, in its order.
+
+    Returns:
+        Pairs of old and new UUID, empty if nothing changes; and what is missing.
+    """
+    by_uuid = {gpu.uuid: gpu for gpu in node}
+    left = [uuid for uuid in given if uuid in by_uuid]
+    chosen: dict[str, str] = {}
+    problems = []
+    in_use = [gpu for gpu in old if gpu.used]
+    for gpu in in_use:
+        if gpu.uuid in left:
+            chosen[gpu.uuid] = gpu.uuid
+            left.remove(gpu.uuid)
+    for gpu in in_use:
+        if gpu.uuid in chosen:
+            continue
+        fitting = next((uuid for uuid in left if _fits(gpu, by_uuid[uuid])), None)
+        if fitting is None:
+            problems.append(_no_place(gpu, [by_uuid[uuid] for uuid in left]))
+            continue
+        chosen[gpu.uuid] = fitting
+        left.remove(fitting)
+    if problems or (all(a == b for a, b in chosen.items()) and {gpu.uuid for gpu in old} <= by_uuid.keys()):
+        return (), problems
+    return _completed(chosen, old, node), problems
+
+
+def _completed(chosen: dict[str, str], old: Iterable[Recorded], node: Sequence[Gpu]) -> tuple[tuple[str, str], ...]:
+    rest = [gpu for gpu in node if gpu.uuid not in chosen.values()]
+    unused = [gpu for gpu in old if gpu.uuid not in chosen]
+    done = dict(chosen)
+    for gpu in sorted(unused, key=lambda g: all(g.uuid != other.uuid for other in rest)):  # themselves first
+        place = next((other for other in rest if other.uuid == gpu.uuid), None)
+        place = place or next((other for other in rest if _fits(gpu, other)), None)
+        if place is not None:
+            rest.remove(place)
+            done[gpu.uuid] = place.uuid
+    return tuple((gpu.uuid, done[gpu.uuid]) for gpu in old if gpu.uuid in done)
+
+
+def _fits(old: Recorded, new: Gpu) -> bool:
+    return old.name == new.name and new.memory >= old.memory
+
+
+def _no_place(old: Recorded, left: list[Gpu]) -> str:
+    offered = ", ".join(f"{gpu.name} with {gpu.memory >> 20} MiB" for gpu in left) or "none"
+    return f"no GPU for {old.uuid}, a {old.name} with {old.memory >> 20} MiB: left of the container's are {offered}"
+
+
+def is_back(recorded: int, now: int) -> bool:
+    """Whether memory on a GPU is what was recorded, give or take 2 % or 64 MiB, whichever is more."""
+    return abs(now - recorded) <= max(_TOLERATED_BYTES, int(recorded * _TOLERANCE))

@@ -1,0 +1,201 @@
+"""CUDA at a capture: finding the processes, refusing what the driver would not bring back, and the way into memory.
+
+It comes before the freeze, and a container that its caller has paused is let run for it: a lock does not return from a
+frozen process, whatever timeout it was told (measured, driver 580). The CPU side runs on meanwhile and is frozen
+afterwards; every CUDA call in it waits from the lock on.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from grit_runtime import names
+from grit_runtime.cuda import api as cuda
+from grit_runtime.cuda import processes, states
+from grit_runtime.cuda.gpus import Node
+from grit_runtime.cuda.processes import ProcessError
+from grit_runtime.cuda.states import CudaError, Operation, State
+from grit_runtime.downstream import State as ContainerState
+from grit_runtime.errors import CaptureError
+from grit_runtime.host import cgroups, proc
+from grit_runtime.host.transaction import Transaction
+from grit_runtime.workflow.context import Context
+from grit_runtime.workflow.cudastate import CudaSuspended, settings
+from grit_runtime.workflow.effects import Thaw
+
+LIBRARY = "libcuda.so"
+DEVICES = "/dev/nvidia"
+_STOPPED = "T"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspended:
+    """What became of CUDA."""
+
+    section: dict[str, Any]
+    """The manifest's."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    plugin: bool = False
+    """CRIU's plugin does it, within the dump."""
+
+
+def may_use_cuda(pid: int) -> bool:
+    """Whether a process has the driver's library mapped or one of its devices open. Cheap: no driver is asked."""
+    return proc.maps_file(pid, LIBRARY) or any(path.startswith(DEVICES) for path in proc.open_paths(pid))
+
+
+def suspend(context: Context, transaction: Transaction, state: ContainerState, pids: list[int]) -> Suspended | None:
+    """Take every CUDA process of the container into memory.
+
+    Args:
+        pids: what is in the container's cgroup.
+
+    Returns:
+        None if none of them uses CUDA. A container that was paused runs afterwards otherwise.
+
+    Raises:
+        CaptureError: one of them can't be checkpointed, or wasn't; the transaction's end brings back what was done.
+    """
+    found = [pid for pid in pids if may_use_cuda(pid)]
+    if not found:
+        return None
+    try:
+        api = cuda.connect(settings(context.config))
+    except CudaError as err:
+        raise _failed(context, f"it has processes that use CUDA ({_named(found)}), and {err}") from None
+    try:
+        return _suspend(context, transaction, state, found, api)
+    except ProcessError as err:
+        raise _failed(context, f"{_named([err.pid])}: {err}", hint=_hint(context, err)) from None
+    except CudaError as err:
+        raise _failed(context, str(err)) from None
+    finally:
+        api.close()
+
+
+def _suspend(
+    context: Context, transaction: Transaction, state: ContainerState, found: list[int], api: cuda.Api
+) -> Suspended | None:
+    asked = settings(context.config)
+    node = cuda.survey(asked, api)
+    paused = state.status == names.PAUSED
+    _refuse(context, found, node, stopped=[] if paused else [pid for pid in found if proc.state(pid) == _STOPPED])
+    if paused:
+        downstream = context.downstream
+        transaction.do(
+            Thaw(
+                downstream.program,
+                list(downstream.options),
+                downstream.root,
+                context.container,
+                context.config.timeouts.command,
+            )
+        )
+    threads = processes.restore_threads(api, found, timeout=asked.timeout)
+    _refuse_devices(context, [pid for pid in found if pid not in threads])
+    if not threads:
+        return Suspended(section={}) if paused else None
+    initial = processes.settled(api, list(threads), timeout=asked.timeout)
+    failed = [pid for pid, each in initial.items() if each is State.FAILED]
+    if failed:
+        raise _failed(context, f"{_named(failed)}: its CUDA state is failed: an earlier checkpoint of it went wrong")
+    section = _section(api, node, threads, initial)
+    if context.config.cuda.mode == names.CUDA_PLUGIN:
+        return Suspended(section={**section, "mode": names.CUDA_PLUGIN}, plugin=True)
+    _require_memory(context, state.pid, node, threads)
+    effect = CudaSuspended(
+        mode=api.name,
+        library_path=list(asked.library_path),
+        program=asked.program,
+        timeout=asked.timeout,
+        move_timeout=context.config.cuda.timeout,
+        targets=[[pid, proc.start_time(pid) or 0, int(each)] for pid, each in initial.items()],
+    )
+    transaction.amend({"cuda": asdict(effect)})
+    transaction.do(effect)
+    seconds = processes.suspend(
+        api, initial, lock_timeout=context.config.cuda.lock_timeout, timeout=context.config.cuda.timeout
+    )
+    return Suspended(section={**section, "seconds": seconds}, seconds=seconds)
+
+
+def require_none_new(context: Context, pids: list[int]) -> None:
+    """Once the container is frozen: no process may have begun to use a GPU meanwhile.
+
+    Raises:
+        CaptureError: one has.
+    """
+    _refuse_devices(context, pids)
+
+
+def _refuse(context: Context, found: list[int], node: Node | None, stopped: list[int]) -> None:
+    """What the driver would take and not give back, or not take at all, as far as it can be seen from here."""
+    if stopped:
+        raise _failed(
+            context,
+            f"{_named(stopped)} is stopped, and the CUDA driver does not answer for a stopped process",
+            hint="continue it with SIGCONT first",
+        )
+    if node is None:
+        return
+    clients = sorted({pid for gpu in node.gpus for pid in gpu.mps_clients} & set(found))
+    if clients:
+        raise _failed(context, f"{_named(clients)} is a client of MPS, whose context cannot be checkpointed")
+    for gpu in node.gpus:
+        mine = [pid for pid in found if gpu.used(pid)]
+        if gpu.mig and (mine or gpu.used_by is None):
+            raise _failed(context, f"{_named(mine or found)} uses {gpu.uuid} in MIG mode, which cannot be checkpointed")
+
+
+def _refuse_devices(context: Context, pids: list[int]) -> None:
+    for pid in pids:
+        devices = sorted({path for path in proc.open_paths(pid) if path.startswith(DEVICES)})
+        if devices:
+            raise _failed(
+                context, f"{_named([pid])} has {', '.join(devices)} open without CUDA, which nobody can checkpoint"
+            )
+
+
+def _require_memory(context: Context, init: int, node: Node | None, pids: dict[int, int]) -> None:
+    """Device memory goes into the processes' own memory, which counts for their cgroup."""
+    needed = sum(sum((node.used(pid) or {}).values()) for pid in pids) if node else 0
+    left = cgroups.memory_left(init)
+    if left is not None and left[0] < needed:
+        raise _failed(
+            context,
+            f"its {needed >> 20} MiB on the GPU do not fit into {left[1]}, which has {left[0] >> 20} MiB left: "
+            f"{(needed - left[0] >> 20) + 1} MiB are missing",
+            hint="raise the memory limit by the GPU memory in use" if left[1] != "the node" else "",
+        )
+
+
+def _section(api: cuda.Api, node: Node | None, threads: dict[int, int], initial: dict[int, State]) -> dict[str, Any]:
+    listed = []
+    for pid, thread in threads.items():
+        used = node.used(pid) if node and initial[pid] is not State.CHECKPOINTED else None
+        listed.append({
+            "pid": proc.inner_pid(pid),
+            "restoreThread": proc.inner_pid(thread),
+            "state": initial[pid].name.lower(),
+            "memory": used,
+        })  # fmt: skip
+    gpus = [{"index": g.index, "uuid": g.uuid, "name": g.name, "memory": g.memory} for g in (node.gpus if node else ())]
+    return {"mode": api.name, "driver": node.driver if node else None, "gpus": gpus, "processes": listed}
+
+
+def _hint(context: Context, err: ProcessError) -> str:
+    if err.operation is Operation.LOCK and err.code == states.NOT_READY:
+        return (
+            f"its work on the GPU did not end within {context.config.cuda.lock_timeout:g} s: "
+            "raise `cuda.lock-timeout`, or checkpoint at another time"
+        )
+    if err.operation is Operation.CHECKPOINT and err.code == states.NOT_SUPPORTED:
+        return "this driver cannot checkpoint what it uses: managed memory (cudaMallocManaged), for one"
+    return ""
+
+
+def _failed(context: Context, why: str, *, hint: str = "") -> CaptureError:
+    return CaptureError(f"cannot checkpoint container {context.container}: {why}", hint=hint)
+
+
+def _named(pids: list[int]) -> str:
+    return ", ".join(f"process {pid} ({' '.join(proc.command_line(pid))[:80]})" for pid in pids[:5])

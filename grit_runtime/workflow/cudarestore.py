@@ -1,0 +1,239 @@
+"""CUDA at a restore: looking before anything is touched, and bringing it back once CRIU is done.
+
+It is brought back while the container is still stopped: each process is continued with all of its threads held but the
+one in which the driver works (host/hold.py). So no instruction of the container's own runs before `start`, and what
+can't be brought back fails `create`, not `start`. All of it happens from outside the container's cgroup: the driver
+opens its devices through us, whatever the container may open.
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+
+from grit_runtime import names
+from grit_runtime.checkpoint.manifest import Manifest
+from grit_runtime.criu.images import Changes, Images
+from grit_runtime.cuda import api as cuda
+from grit_runtime.cuda import processes, states
+from grit_runtime.cuda.gpus import is_back
+from grit_runtime.cuda.processes import ProcessError
+from grit_runtime.cuda.states import CudaError, NoCudaError, State
+from grit_runtime.errors import RestoreError
+from grit_runtime.host import hold, proc
+from grit_runtime.oci.bundle import Bundle
+from grit_runtime.workflow import cudaplan
+from grit_runtime.workflow.context import Context
+from grit_runtime.workflow.cudacapture import LIBRARY
+from grit_runtime.workflow.cudaplan import CudaPlan, Device, Process
+from grit_runtime.workflow.cudastate import settings
+
+PLUGIN = "cuda_plugin"
+INVENTORY = "inventory.img"
+_THREAD_NAME = "cuda"  # of the driver's own threads
+_PSTOP = 5.0  # seconds for a thread to stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A restore with CUDA: the plan, and the driver at hand."""
+
+    plan: CudaPlan
+    api: cuda.Api | None
+    criu: dict[str, str]
+    """CRIU's options."""
+    rewrites: dict[str, Changes]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is missing."""
+        return self.plan.problems
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        if self.api is not None:
+            self.api.close()
+
+
+def prepare(context: Context, bundle: Bundle, decoded: Images, manifest: Manifest | None) -> Prepared | None:
+    """Look at the checkpoint's CUDA and at this node's GPUs; None if the checkpoint has no CUDA process.
+
+    The caller closes what it gets.
+    """
+    section = manifest.data.get("cuda") if manifest else None
+    recording = cudaplan.recorded(section, os.path.join(decoded.path, names.MANIFEST))
+    if recording is None and (manifest is not None or not _has_cuda(decoded)):
+        return None
+    by_plugin = PLUGIN in decoded.plugins and context.config.cuda.mode == names.CUDA_PLUGIN
+    rewrites: dict[str, Changes] = {}
+    if PLUGIN in decoded.plugins and not by_plugin:
+        others = [name for name in decoded.plugins if name != PLUGIN]
+        rewrites = {INVENTORY: {0: {"plugins_entry": {"plugins": others}}}}
+    folder = context.config.cuda.plugin_dir if by_plugin else os.path.join(context.workspace_path, names.NO_PLUGINS)
+    asked = settings(context.config)
+    try:
+        api: cuda.Api | None = cuda.connect(asked)
+        problems: tuple[str, ...] = ()
+    except CudaError as err:
+        api, problems = None, (f"the checkpoint has CUDA processes, and {err}",)
+        if isinstance(err, NoCudaError) and recording is None and not decoded.plugins:
+            # Nobody said that a process used CUDA: the library alone is no evidence, and without a driver none can.
+            return None
+    try:
+        plan = cudaplan.make(recording, bundle, cuda.survey(asked, api), _devices())
+    except BaseException:
+        if api is not None:
+            api.close()
+        raise
+    merged = CudaPlan(
+        recording=plan.recording,
+        device_map=plan.device_map,
+        devices=plan.devices,
+        problems=problems or plan.problems,
+        warnings=plan.warnings,
+    )
+    return Prepared(plan=merged, api=api, criu={"libdir": folder}, rewrites=rewrites)
+
+
+def bring_back(context: Context, prepared: Prepared, pids: list[int], *, stopped: bool) -> None:
+    """Bring CUDA back in every process of the checkpoint that had it, and verify it.
+
+    Args:
+        pids: what is in the container's cgroup.
+        stopped: the container's tasks are stopped, and must be so afterwards.
+
+    Raises:
+        RestoreError: a process is missing, CUDA said no, or memory is missing on a GPU.
+    """
+    assert prepared.api is not None
+    try:
+        found = _processes(context, prepared, pids)
+        if not stopped:
+            _restore(context, prepared, list(found), found)
+            return
+        with hold.held(found, _free(found), timeout=_PSTOP):
+            _restore(context, prepared, list(found), found)
+    except ProcessError as err:
+        raise _failed(context, f"process {_named(err.pid)}: {err}", _hint(err)) from None
+    except CudaError as err:
+        raise _failed(context, str(err), "") from None
+    except hold.HoldError as err:
+        raise _failed(context, str(err.strerror or err), "") from None
+
+
+def repair_devices(pid: int, devices: tuple[Device, ...]) -> None:
+    """Give the container's /dev the nodes of this host: CRIU brings the old host's back, whose numbers may be others.
+
+    Raises:
+        RestoreError: a node can't be made.
+    """
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY)
+    try:
+        directory = os.open("dev", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
+    except OSError as err:
+        raise RestoreError(f"cannot open the container's /dev: {err.strerror}") from None
+    finally:
+        os.close(root)
+    try:
+        for device in devices:
+            _repair(directory, device)
+    finally:
+        os.close(directory)
+
+
+def _repair(directory: int, device: Device) -> None:
+    name, number = os.path.basename(device.path), os.makedev(device.major, device.minor)
+    try:
+        there = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISCHR(there.st_mode) and there.st_rdev == number:
+            return
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    except OSError as err:
+        raise RestoreError(f"cannot replace the container's /dev/{name}: {err.strerror}") from None
+    try:
+        os.mknod(name, 0o666 | stat.S_IFCHR, number, dir_fd=directory)
+        os.chmod(f"/proc/self/fd/{directory}/{name}", 0o666)
+    except OSError as err:
+        raise RestoreError(f"cannot make the container's /dev/{name}: {err.strerror}") from None
+
+
+def _has_cuda(decoded: Images) -> bool:
+    """Whether images of others may hold CUDA processes: CRIU's plugin was there, or the driver's library is mapped."""
+    return PLUGIN in decoded.plugins or any(LIBRARY in os.path.basename(file.path) for file in decoded.open_files)
+
+
+def _devices() -> dict[str, Device]:
+    found = {}
+    for name in sorted(os.listdir("/dev")):
+        if name.startswith("nvidia"):
+            there = os.stat(f"/dev/{name}")
+            if stat.S_ISCHR(there.st_mode):
+                path = f"/dev/{name}"
+                found[path] = Device(path=path, major=os.major(there.st_rdev), minor=os.minor(there.st_rdev))
+    return found
+
+
+def _processes(context: Context, prepared: Prepared, pids: list[int]) -> dict[int, Process | None]:
+    """Host pid to what was recorded of it, of the processes that had CUDA, or may have."""
+    recording = prepared.plan.recording
+    if recording is None:
+        return {pid: None for pid in pids if proc.maps_file(pid, LIBRARY)}
+    inner = {proc.inner_pid(pid): pid for pid in pids}
+    missing = [str(process.pid) for process in recording.processes if process.pid not in inner]
+    if missing:
+        raise _failed(context, f"process {', '.join(missing)}, which used CUDA, is gone", "")
+    return {inner[process.pid]: process for process in recording.processes}
+
+
+def _free(found: dict[int, Process | None]) -> list[int]:
+    """The threads that may run: the driver's restore thread; where nobody recorded it, all that are the driver's."""
+    free = []
+    for pid, process in found.items():
+        known = proc.thread_by_inner_id(pid, process.thread) if process else None
+        if known is not None:
+            free.append(known)
+        else:
+            free += [t for t in proc.threads(pid) if proc.thread_name(pid, t).startswith(_THREAD_NAME)]
+    return free
+
+
+def _restore(context: Context, prepared: Prepared, pids: list[int], found: dict[int, Process | None]) -> None:
+    api, plan = prepared.api, prepared.plan
+    assert api is not None
+    timeout, asked = context.config.cuda.timeout, settings(context.config)
+    if plan.recording is None:
+        pids = list(processes.restore_threads(api, pids, timeout=asked.timeout))
+    if not pids:
+        return
+    processes.resume(api, dict.fromkeys(pids, State.RUNNING), timeout=timeout, device_map=plan.device_map)
+    node = cuda.survey(asked, api)
+    places = dict(plan.device_map)
+    for pid in pids:
+        process = found[pid]
+        now = node.used(pid) if node else None
+        if process is None or process.memory is None or now is None:
+            continue
+        for uuid, recorded in process.memory.items():
+            there = now.get(places.get(uuid, uuid), 0)
+            if not is_back(recorded, there):
+                raise _failed(
+                    context,
+                    f"process {_named(pid)} has {there >> 20} MiB on GPU {places.get(uuid, uuid)} "
+                    f"instead of {recorded >> 20} MiB",
+                    "",
+                )
+
+
+def _hint(err: ProcessError) -> str:
+    if err.code == states.OUT_OF_MEMORY:
+        return "the GPU's memory was taken meanwhile; a new pod can be restored when it is free"
+    return ""
+
+
+def _failed(context: Context, why: str, hint: str) -> RestoreError:
+    return RestoreError(f"cannot bring back CUDA in container {context.container}: {why}", hint=hint)
+
+
+def _named(pid: int) -> str:
+    return f"{proc.inner_pid(pid)} ({' '.join(proc.command_line(pid))[:80]})"

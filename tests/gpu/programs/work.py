@@ -1,0 +1,142 @@
+"""work.py MODE FILE STEPS: a deterministic GPU program that appends `step value` lines to FILE, STEPS of them.
+
+Every value depends on what was on the GPU before, so that a line of a restored run is equal to that of an uninterrupted
+one only if all of it came back. Run by the tests twice: in a container that is captured and restored, and alone.
+"""
+
+import hashlib
+import os
+import sys
+import time
+
+MODE, FILE, STEPS = sys.argv[1], sys.argv[2], int(sys.argv[3])
+PAUSE = 0.05
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def digest(data):
+    return hashlib.sha256(bytes(data)).hexdigest()[:16]
+
+
+def seeded():
+    import torch
+
+    torch.manual_seed(1)
+    data = torch.randint(0, 1 << 30, (1 << 26,), device="cuda", dtype=torch.int64)
+    while True:
+        data = (data * 3 + 1) % 1000003
+        yield int(data.sum())
+
+
+def big():
+    import torch
+
+    torch.manual_seed(1)
+    parts = [torch.randint(0, 1 << 30, (1 << 30,), device="cuda", dtype=torch.int32) for _ in range(10)]
+    while True:
+        yield [int(part[:: 1 << 10].sum()) for part in parts] + [int(parts[len(parts) // 2].sum())]
+
+
+def training():
+    import torch
+
+    torch.manual_seed(2)
+    torch.use_deterministic_algorithms(True)
+    layers = [torch.nn.Linear(512, 1024), torch.nn.GELU(), torch.nn.Linear(1024, 512)]
+    model = torch.nn.Sequential(*layers).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    while True:
+        batch = torch.randn(256, 512, device="cuda")
+        loss = ((model(batch) - batch.roll(1, 1)) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss.item().hex()
+
+
+def graphs():
+    import torch
+
+    torch.manual_seed(3)
+    host = torch.arange(1 << 20, dtype=torch.float32).pin_memory()
+    static = torch.zeros(1 << 20, device="cuda")
+    side, done = torch.cuda.Stream(), torch.cuda.Event()
+    graph = torch.cuda.CUDAGraph()
+    static.copy_(host)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        static.mul_(1.0000001).add_(1.0)
+    while True:
+        graph.replay()
+        with torch.cuda.stream(side):
+            side.wait_stream(torch.cuda.default_stream())
+            host.copy_(static, non_blocking=True)
+            done.record(side)
+        done.synchronize()
+        yield digest(host.numpy().tobytes())
+
+
+def tokens():
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(4)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=4, n_head=4, n_embd=256, vocab_size=5000, n_positions=512)).cuda().eval()
+    ids = torch.arange(8, device="cuda")[None]
+    while True:
+        with torch.no_grad():
+            ids = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[:, -256:]
+        yield digest(ids.cpu().numpy().tobytes())
+
+
+def cupy():
+    import cupy as cp
+
+    data = cp.arange(1 << 24, dtype=cp.int64)
+    while True:
+        data = (data * 3 + 1) % 1000003
+        yield int(data.sum())
+
+
+def jax():
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.1")
+    import jax.numpy as jnp
+    from jax import jit, random
+
+    step = jit(lambda x: jnp.tanh(x @ x.T @ x / 1000.0 + 0.1))
+    data = random.normal(random.PRNGKey(5), (512, 512))
+    while True:
+        data = step(data)
+        yield digest(bytes(data))
+
+
+def two():
+    import subprocess
+
+    subprocess.Popen([sys.executable, __file__, "seeded", FILE + ".second", str(STEPS)])
+    yield from seeded()
+
+
+def endless():
+    """Work on the GPU that does not end for a minute."""
+    import torch
+
+    torch.cuda.init()
+    yield 1
+    while True:
+        torch.cuda._sleep(int(120e9))
+        torch.cuda.synchronize()
+        yield 2
+
+
+def managed():
+    import cupy as cp
+
+    cp.cuda.set_allocator(cp.cuda.malloc_managed)
+    yield from cupy()
+
+
+for number, value in zip(range(STEPS), globals()[MODE](), strict=False):
+    with open(FILE, "a") as stream:
+        stream.write(f"{number} {value}\n")
+    time.sleep(PAUSE)

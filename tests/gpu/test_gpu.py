@@ -1,0 +1,210 @@
+"""The whole chain on a real GPU: captured, gone, restored as another container with other mounts."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.conftest import GpuMachine, References, lines
+
+pytestmark = [pytest.mark.needs("root", "runc", "criu", "gpu"), pytest.mark.timeout(300)]
+
+
+def _used() -> int:
+    """MiB of GPU memory in use."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
+
+
+def _seconds(images: Path) -> str:
+    manifest = json.loads((images / "grit.json").read_text())
+    cuda = manifest["cuda"]
+    memory = sum(sum(p["memory"].values()) for p in cuda["processes"]) >> 20
+    return f"{memory} MiB {cuda['seconds']} {manifest['seconds']}"
+
+
+@pytest.mark.parametrize("mode", ["seeded", "training", "graphs", "tokens", "cupy", "jax"])
+def test_a_program_goes_on_as_if_nothing_had_been(gpu: GpuMachine, references: References, mode: str) -> None:
+    old = gpu.begin("old", mode)
+    images = gpu.capture("old")
+    assert gpu.status("old") == "gone"
+    begun = time.monotonic()
+    new = gpu.bring_back(images, "new", old)
+    print(mode, _seconds(images), f"restore {time.monotonic() - begun:.2f}")
+    gpu.goes_on(new)
+    got = lines(new)
+    if mode == "seeded":
+        # A new CUDA context and NVML work inside.
+        inside = "import torch; print(int(torch.ones(8, device='cuda').sum()))"
+        python = os.environ.get("GRIT_TEST_GPU_PYTHON", "python3")
+        assert gpu.runc("exec", "new", python, "-c", inside).ok().out.strip() == "8"
+        assert "NVIDIA" in gpu.runc("exec", "new", "nvidia-smi").ok().out
+    references.check(mode, got)
+
+
+def test_two_processes(gpu: GpuMachine, references: References) -> None:
+    old = gpu.begin("old", "two")
+    gpu.wait(lambda: len(lines(old, "out.second")) > 3, timeout=60)
+    images = gpu.capture("old")
+    new = gpu.bring_back(images, "new", old)
+    print("two", _seconds(images))
+    gpu.goes_on(new)
+    references.check("seeded", lines(new))
+    references.check("seeded", lines(new, "out.second"))
+
+
+def test_forty_gib(gpu: GpuMachine) -> None:
+    old = gpu.begin("old", "big")
+    values = {line.partition(" ")[2] for line in lines(old)}
+    before = _used()
+    images = gpu.capture("old")
+    assert _used() < before - 40000
+    begun = time.monotonic()
+    new = gpu.bring_back(images, "new", old)
+    print("big", _seconds(images), f"restore {time.monotonic() - begun:.2f}", before, _used())
+    gpu.goes_on(new, 2)
+    assert {line.partition(" ")[2] for line in lines(new)} == values
+
+
+def test_three_generations(gpu: GpuMachine, references: References) -> None:
+    bundle = gpu.begin("g0", "training")
+    for number in range(3):
+        images = gpu.capture(f"g{number}")
+        bundle = gpu.bring_back(images, f"g{number + 1}", bundle)
+        gpu.goes_on(bundle)
+    references.check("training", lines(bundle))
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_leave_running(gpu: GpuMachine, references: References, paused: bool) -> None:
+    old = gpu.begin("old", "training")
+    if paused:
+        gpu.runc("pause", "old").ok()
+    images = gpu.capture("old", "--leave-running")
+    if paused:
+        assert gpu.status("old") == "paused"
+        gpu.runc("resume", "old").ok()
+    gpu.goes_on(old)
+    references.check("training", lines(old))
+    assert (images / "grit.json").exists()
+
+
+def test_create_holds_everything_back_until_start(gpu: GpuMachine, references: References) -> None:
+    """The GPU memory is there before `start`, and no line is written."""
+    old = gpu.begin("old", "training")
+    gpu.runc("pause", "old").ok()
+    images = gpu.checkpoints / "ns/first/app/checkpoint"
+    gpu.grit("checkpoint", "--image-path", str(images), "old").ok()
+    free = _used()
+    new = gpu.gpu_bundle("new", "none")
+    new.annotate(type="container", name="app", namespace="ns", restore_name="first")
+    for file in old.data.iterdir():
+        (new.data / file.name).write_bytes(file.read_bytes())
+    before = lines(new)
+    gpu.grit("create", "--bundle", str(new.path), "new").ok()
+    assert _used() > free + 400
+    time.sleep(1)
+    assert lines(new) == before
+    gpu.grit("start", "new").ok()
+    gpu.goes_on(new)
+    references.check("training", lines(new))
+
+
+def test_work_that_does_not_end_leaves_the_container_running(gpu: GpuMachine) -> None:
+    gpu.configure(cuda={"lock-timeout": 3})
+    bundle = gpu.gpu_bundle("c", "endless")
+    gpu.runc("run", "-d", "--bundle", str(bundle.path), "c").ok()
+    gpu.wait(lambda: bool(lines(bundle)), timeout=60)
+    time.sleep(1)
+    failed = gpu.grit("checkpoint", "--image-path", str(gpu.checkpoints / "x"), "c")
+    assert failed.code != 0
+    assert "did not end within 3 s" in failed.err
+    assert gpu.status("c") == "running"
+
+
+def test_managed_memory_is_refused_and_the_container_goes_on(gpu: GpuMachine) -> None:
+    bundle = gpu.begin("c", "managed")
+    failed = gpu.grit("checkpoint", "--image-path", str(gpu.checkpoints / "x"), "c")
+    assert failed.code != 0
+    assert "managed memory" in failed.err
+    gpu.goes_on(bundle)
+
+
+def test_too_little_free_gpu_memory_is_refused_before_anything(gpu: GpuMachine) -> None:
+    old = gpu.begin("old", "big")
+    images = gpu.capture("old")
+    manifest = images / "grit.json"
+    other = gpu.gpu_bundle("other", "big")
+    gpu.runc("run", "-d", "--bundle", str(other.path), "other").ok()
+    gpu.wait(lambda: len(lines(other)) >= 1, timeout=90)
+    new = gpu.gpu_bundle("new", "none")
+    failed = gpu.grit("restore", "-d", "--image-path", str(images), "--bundle", str(new.path), "new")
+    assert failed.code != 0
+    assert "MiB free" in failed.err
+    assert "nothing was touched" in failed.err
+    assert gpu.status("new") == "gone"
+    assert manifest.exists()
+    assert old.path.exists()
+
+
+@pytest.mark.parametrize("mode", ["driver", "criu-plugin"])
+def test_the_seeds_failure(gpu: GpuMachine, references: References, mode: str) -> None:
+    """Dumped by runc with CRIU's plugin, restored into a config.json without NVIDIA's device rules."""
+    plugins = os.environ.get("GRIT_TEST_CRIU_PLUGINS")
+    if not plugins:
+        pytest.skip("no cuda_plugin.so: GRIT_TEST_CRIU_PLUGINS names no directory")
+    old = gpu.begin("old", "training")
+    images = gpu.checkpoints / "by-plugin"
+    conf = gpu.path / "criu.conf"
+    conf.write_text(f"libdir {plugins}\ntimeout 120\n")
+    free = _used()
+    gpu.runc("checkpoint", "--image-path", str(images), "old", CRIU_CONFIG_FILE=str(conf)).ok()
+    empty = _used()
+    assert empty < free
+    bare = gpu.gpu_bundle("bare", "none", devices=False)
+    for file in old.data.iterdir():
+        (bare.data / file.name).write_bytes(file.read_bytes())
+    gpu.runc(
+        "restore", "-d", "--image-path", str(images), "-b", str(bare.path), "bare", CRIU_CONFIG_FILE=str(conf)
+    ).ok()
+    time.sleep(1)
+    print("plain runc with the plugin: MiB", empty, _used())
+    assert _used() < empty + 100, "plain runc brought it back: the seed's failure isn't there"
+    gpu.runc("delete", "--force", "bare").ok()
+
+    gpu.configure(cuda={"mode": mode, "plugin-dir": plugins})
+    new = gpu.gpu_bundle("new", "none", devices=False)
+    for file in old.data.iterdir():
+        (new.data / file.name).write_bytes(file.read_bytes())
+    gpu.grit("restore", "-d", "--image-path", str(images), "--bundle", str(new.path), "new").ok()
+    gpu.goes_on(new)
+    assert "NVIDIA" in gpu.runc("exec", "new", "nvidia-smi").ok().out
+    references.check("training", lines(new))
+
+
+def test_the_plugin_as_the_owner(gpu: GpuMachine, references: References) -> None:
+    plugins = os.environ.get("GRIT_TEST_CRIU_PLUGINS")
+    if not plugins:
+        pytest.skip("no cuda_plugin.so: GRIT_TEST_CRIU_PLUGINS names no directory")
+    gpu.configure(cuda={"mode": "criu-plugin", "plugin-dir": plugins})
+    old = gpu.begin("old", "training")
+    images = gpu.capture("old")
+    new = gpu.bring_back(images, "new", old)
+    gpu.goes_on(new)
+    got = lines(new)
+    assert len(got) > 10
+
+
+def test_the_program_as_the_back_end(gpu: GpuMachine, references: References) -> None:
+    program = os.environ.get("GRIT_TEST_CUDA_CHECKPOINT")
+    if not program:
+        pytest.skip("GRIT_TEST_CUDA_CHECKPOINT names no cuda-checkpoint")
+    gpu.configure(cuda={"mode": "cuda-checkpoint", "program": program})
+    old = gpu.begin("old", "training")
+    images = gpu.capture("old")
+    new = gpu.bring_back(images, "new", old)
+    gpu.goes_on(new)
+    references.check("training", lines(new))
