@@ -109,7 +109,7 @@ def capture(context: Context, request: Request) -> None:
     except BaseException as err:
         transaction.abort(err)
         raise
-    publish.finish(header)
+    publish.finish(transaction.header)
     transaction.close()
 
 

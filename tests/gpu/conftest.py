@@ -97,6 +97,14 @@ class GpuMachine(Machine):
         subprocess.run(["sync", "-f", str(self.path)], check=False)
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what failed: time on such a machine is short, and may end before the summary."""
+    if report.failed:
+        print(f"\n{report.nodeid} {report.when}: {report.longreprtext[-1500:]}", flush=True)
+    elif report.when == "call":
+        print(f"{report.nodeid} {report.outcome} {report.duration:.1f} s", flush=True)
+
+
 def lines(bundle: Bundle, name: str = "out") -> list[str]:
     """What the program has written."""
     file = bundle.data / name
@@ -123,6 +131,11 @@ class References:
         """Start one."""
         argv = [PYTHON, str(WORK), mode, str(self._path / mode), str(steps)]
         self._running[mode] = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+
+    def ended(self) -> None:
+        """Wait for all: nobody but the test uses the GPU then."""
+        for process in self._running.values():
+            process.wait(300)
 
     def check(self, mode: str, got: list[str]) -> None:
         """Compare, line by line, as many as the uninterrupted run has."""

@@ -56,7 +56,8 @@ def test_two_processes(gpu: GpuMachine, references: References) -> None:
     references.check("seeded", lines(new, "out.second"))
 
 
-def test_forty_gib(gpu: GpuMachine) -> None:
+def test_forty_gib(gpu: GpuMachine, references: References) -> None:
+    references.ended()
     old = gpu.begin("old", "big")
     values = {line.partition(" ")[2] for line in lines(old)}
     before = _used()
@@ -94,6 +95,7 @@ def test_leave_running(gpu: GpuMachine, references: References, paused: bool) ->
 
 def test_create_holds_everything_back_until_start(gpu: GpuMachine, references: References) -> None:
     """The GPU memory is there before `start`, and no line is written."""
+    references.ended()
     old = gpu.begin("old", "training")
     gpu.runc("pause", "old").ok()
     images = gpu.checkpoints / "ns/first/app/checkpoint"
@@ -133,7 +135,8 @@ def test_managed_memory_is_refused_and_the_container_goes_on(gpu: GpuMachine) ->
     gpu.goes_on(bundle)
 
 
-def test_too_little_free_gpu_memory_is_refused_before_anything(gpu: GpuMachine) -> None:
+def test_too_little_free_gpu_memory_is_refused_before_anything(gpu: GpuMachine, references: References) -> None:
+    references.ended()
     old = gpu.begin("old", "big")
     images = gpu.capture("old")
     manifest = images / "grit.json"
@@ -156,6 +159,7 @@ def test_the_seeds_failure(gpu: GpuMachine, references: References, mode: str) -
     plugins = os.environ.get("GRIT_TEST_CRIU_PLUGINS")
     if not plugins:
         pytest.skip("no cuda_plugin.so: GRIT_TEST_CRIU_PLUGINS names no directory")
+    references.ended()
     old = gpu.begin("old", "training")
     images = gpu.checkpoints / "by-plugin"
     conf = gpu.path / "criu.conf"

@@ -1,0 +1,415 @@
+"""CUDA by the SIMULATED driver (tests/simulated): sequences, failures, kills. The real one is in tests/gpu."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.machine import Bundle, Machine, Ran, tree
+from tests.simulated import driver
+from tests.simulated.driver import SimulatedGpu, expected, lines
+
+pytestmark = [pytest.mark.needs("root", "runc", "criu", "busybox", "cc"), pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulated driver, compiled once."""
+    path = tmp_path_factory.mktemp("simulated")
+    driver.build(path)
+    return path
+
+
+@pytest.fixture
+def gpu(machine: Machine, built: Path) -> Iterator[SimulatedGpu]:
+    """A machine with a simulated GPU."""
+    made = SimulatedGpu(machine, built)
+    yield made
+    made.faults()
+    machine.clean()
+    made.close()
+
+
+def _goes_on(gpu: SimulatedGpu, bundle: Bundle, name: str = "out") -> None:
+    seen = len(lines(bundle, name))
+    gpu.machine.wait(lambda: len(lines(bundle, name)) >= seen + 3)
+    got = lines(bundle, name)
+    assert got == expected(len(got)), "what was on the GPU is not what it was"
+
+
+def _capture(gpu: SimulatedGpu, *flags: str, name: str = "old") -> Ran:
+    ran: Ran = gpu.grit("checkpoint", *flags, "--image-path", str(gpu.machine.checkpoints / "c"), name)
+    return ran
+
+
+def _new(gpu: SimulatedGpu, old: Bundle, name: str = "new") -> Bundle:
+    new = gpu.bundle(name)
+    for file in old.data.iterdir():
+        (new.data / file.name).write_bytes(file.read_bytes())
+    return new
+
+
+def _restore(gpu: SimulatedGpu, new: Bundle, name: str = "new") -> Ran:
+    ran: Ran = gpu.grit(
+        "restore", "-d", "--image-path", str(gpu.machine.checkpoints / "c"), "--bundle", str(new.path), name
+    )
+    return ran
+
+
+def _annotated(gpu: SimulatedGpu, old: Bundle) -> Bundle:
+    images = gpu.machine.checkpoints / "ns/first/app/checkpoint"
+    gpu.grit("checkpoint", "--image-path", str(images), "old").ok()
+    new = _new(gpu, old)
+    new.annotate(type="container", name="app", namespace="ns", restore_name="first")
+    return new
+
+
+@pytest.mark.parametrize("mode", ["driver", "cuda-checkpoint", "auto"])
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_container_comes_back_with_its_gpu_memory(gpu: SimulatedGpu, mode: str, paused: bool) -> None:
+    gpu.configure(mode=mode, program=str(gpu.built / "cuda-checkpoint"))
+    old = gpu.start("old")
+    if paused:
+        gpu.machine.runc("pause", "old").ok()
+    _capture(gpu).ok()
+    assert gpu.machine.status("old") == "gone"
+    assert gpu.used() == 0
+    manifest = json.loads((gpu.machine.checkpoints / "c/grit.json").read_text())["cuda"]
+    assert manifest["mode"] == ("driver" if mode == "auto" else mode)
+    assert [sum(p["memory"].values()) >> 20 for p in manifest["processes"]] == [64]
+    new = _new(gpu, old)
+    _restore(gpu, new).ok()
+    assert gpu.used() == 64
+    _goes_on(gpu, new)
+
+
+def test_two_processes(gpu: SimulatedGpu) -> None:
+    old = gpu.start("old", two=True)
+    gpu.machine.wait(lambda: len(lines(old, "out.")) > 3)
+    _capture(gpu).ok()
+    new = _new(gpu, old)
+    _restore(gpu, new).ok()
+    assert gpu.used() == 128
+    _goes_on(gpu, new)
+    _goes_on(gpu, new, "out.")
+
+
+def test_three_generations(gpu: SimulatedGpu) -> None:
+    bundle = gpu.start("g0")
+    for number in range(3):
+        _capture(gpu, name=f"g{number}").ok()
+        bundle = _new(gpu, bundle, f"g{number + 1}")
+        _restore(gpu, bundle, f"g{number + 1}").ok()
+        _goes_on(gpu, bundle)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_leave_running_brings_the_gpu_back(gpu: SimulatedGpu, paused: bool) -> None:
+    old = gpu.start("old")
+    if paused:
+        gpu.machine.runc("pause", "old").ok()
+    _capture(gpu, "--leave-running").ok()
+    assert gpu.used() == 64
+    if paused:
+        assert gpu.machine.status("old") == "paused"
+        gpu.machine.runc("resume", "old").ok()
+    _goes_on(gpu, old)
+
+
+@pytest.mark.parametrize("before", ["locked", "checkpointed"])
+def test_a_state_from_before_is_kept_in_the_source_and_running_in_the_copy(gpu: SimulatedGpu, before: str) -> None:
+    old = gpu.start("old")
+    pid = str(gpu.machine.state_of("old")["pid"])
+    tool = str(gpu.built / "cuda-checkpoint")
+    subprocess.run([tool, "--action", "lock", "--timeout", "1000", "--pid", pid], check=True)
+    if before == "checkpointed":
+        subprocess.run([tool, "--action", "checkpoint", "--pid", pid], check=True)
+    _capture(gpu, "--leave-running").ok()
+    said = subprocess.run([tool, "--get-state", "--pid", pid], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == before
+    new = _new(gpu, old)
+    _restore(gpu, new).ok()
+    _goes_on(gpu, new)
+
+
+def test_nothing_of_the_container_runs_before_start(gpu: SimulatedGpu) -> None:
+    old = gpu.start("old")
+    new = _annotated(gpu, old)
+    gpu.grit("create", "--bundle", str(new.path), "new").ok()
+    assert gpu.used() == 64
+    before = lines(new)
+    time.sleep(0.3)
+    assert lines(new) == before
+    gpu.grit("start", "new").ok()
+    _goes_on(gpu, new)
+
+
+FAULTS = {
+    "Lock hang": "did not return in time",
+    "Lock 304": "CUDA_ERROR_OPERATING_SYSTEM (304)",
+    "Checkpoint 999": "CUDA_ERROR_UNKNOWN (999)",
+    "Checkpoint 801": "managed memory",
+    "Checkpoint 401": "CUDA_ERROR_ILLEGAL_STATE (401)",
+    "GetRestoreThreadId 304": "CUDA_ERROR_OPERATING_SYSTEM (304)",
+    "GetState =3": "failed",
+    "GetState =9": "unknown CUDA state",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_capture_that_the_driver_refuses_leaves_the_container_running(gpu: SimulatedGpu, fault: str) -> None:
+    gpu.configure(top={"timeouts": {"command": 5}})
+    old = gpu.start("old", two=True)
+    gpu.faults(fault)
+    failed = _capture(gpu)
+    gpu.faults()
+    assert failed.code != 0
+    assert FAULTS[fault] in failed.err
+    if "hang" in fault:
+        gpu.grit("recover").ok()
+    assert gpu.machine.status("old") == "running"
+    assert not (gpu.machine.checkpoints / "c").exists()
+    _goes_on(gpu, old)
+    _goes_on(gpu, old, "out.")
+
+
+def test_work_that_does_not_end_in_time(gpu: SimulatedGpu) -> None:
+    gpu.configure(lock_timeout=0.5)
+    bundle = gpu.bundle("old", seconds=3)
+    gpu.machine.runc("run", "-d", "--bundle", str(bundle.path), "old").ok()
+    gpu.machine.wait(lambda: gpu.used() == 64)
+    time.sleep(0.2)
+    failed = _capture(gpu)
+    assert failed.code != 0
+    assert "did not end within 0.5 s" in failed.err
+    gpu.machine.wait(lambda: len(lines(bundle)) >= 2, timeout=15)
+
+
+def test_a_memory_limit_that_the_gpu_memory_does_not_fit_into(gpu: SimulatedGpu) -> None:
+    bundle = gpu.bundle("old", mib=512)
+    bundle.edit(lambda c: c["linux"]["resources"].update(memory={"limit": 256 << 20}))
+    gpu.machine.runc("run", "-d", "--bundle", str(bundle.path), "old").ok()
+    gpu.machine.wait(lambda: len(lines(bundle)) >= 3)
+    failed = _capture(gpu)
+    assert failed.code != 0
+    assert "512 MiB on the GPU do not fit" in failed.err
+    assert "MiB are missing" in failed.err
+    _goes_on(gpu, bundle)
+
+
+def test_mps_and_mig_are_refused_by_name(gpu: SimulatedGpu) -> None:
+    old = gpu.start("old")
+    gpu.settings(mps=[gpu.machine.state_of("old")["pid"]])
+    assert "client of MPS" in _capture(gpu).err
+    gpu.settings(mig=1)
+    assert "in MIG mode" in _capture(gpu).err
+    gpu.settings()
+    _goes_on(gpu, old)
+
+
+def test_no_driver_at_all(gpu: SimulatedGpu) -> None:
+    old = gpu.start("old")
+    gpu.configure(library_path=[])
+    assert "no CUDA driver" in _capture(gpu).err
+    _goes_on(gpu, old)
+
+
+PROBLEMS = {
+    "driver": ({"driver": "999.1"}, "was taken with driver 580.00.00, and this node has 999.1"),
+    "free": ({"taken": 1000}, "has 24 MiB free, and 64 MiB are needed"),
+    "model": ({"name": "Another GPU", "uuid": "GPU-00000000-0000-0000-0000-000000000002"}, "no GPU for GPU-"),
+    "mig": ({"mig": 1}, "is in MIG mode"),
+    "compute": ({"compute": 2}, "compute mode Prohibited"),
+    "several": ({"mig": 1, "driver": "999.1"}, "2 problems"),
+}
+
+
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_a_node_that_does_not_fit_is_refused_before_anything_is_touched(gpu: SimulatedGpu, case: str) -> None:
+    old = gpu.start("old")
+    _capture(gpu).ok()
+    settings, said = PROBLEMS[case]
+    gpu.settings(**settings)
+    new = _new(gpu, old)
+    before = tree(gpu.machine.checkpoints)
+    failed = _restore(gpu, new)
+    assert failed.code != 0
+    assert said in failed.err
+    assert "nothing was touched" in failed.err
+    assert tree(gpu.machine.checkpoints) == before
+    gpu.settings()
+    _restore(gpu, new).ok()
+    _goes_on(gpu, new)
+
+
+def test_a_container_without_a_gpu_is_refused(gpu: SimulatedGpu) -> None:
+    old = gpu.start("old")
+    _capture(gpu).ok()
+    new = _new(gpu, old)
+    new.edit(lambda c: c["process"].update(env=[]))
+    assert "gives the container no GPU" in _restore(gpu, new).err
+
+
+RESTORE_FAULTS = {
+    "Restore 2": "CUDA_ERROR_OUT_OF_MEMORY (2)",
+    "Restore 304": "CUDA_ERROR_OPERATING_SYSTEM (304)",
+    "Restore hang": "did not return in time",
+    "Unlock 999": "CUDA_ERROR_UNKNOWN (999)",
+    "GetState =3": "failed",
+}
+
+
+@pytest.mark.parametrize("fault", RESTORE_FAULTS)
+@pytest.mark.parametrize("verb", ["create", "restore"])
+def test_a_gpu_that_does_not_come_back_ends_the_container(gpu: SimulatedGpu, fault: str, verb: str) -> None:
+    gpu.configure(timeout=3)
+    old = gpu.start("old")
+    new = _annotated(gpu, old)
+    images = str(gpu.machine.checkpoints / "ns/first/app/checkpoint")
+    gpu.faults(fault)
+    more = ["-d", "--image-path", images] if verb == "restore" else []
+    failed = gpu.grit(verb, *more, "--bundle", str(new.path), "new")
+    assert failed.code != 0
+    assert RESTORE_FAULTS[fault] in failed.err
+    assert "cannot bring back CUDA in container new" in failed.err
+    assert gpu.machine.status("new") == "gone"
+    assert gpu.used() == 0
+    gpu.faults()
+    gpu.grit(verb, *more, "--bundle", str(new.path), "new").ok()
+    if verb == "create":
+        gpu.grit("start", "new").ok()
+    _goes_on(gpu, new)
+
+
+@pytest.mark.parametrize("where", ["annotation", "configuration"])
+def test_a_cold_start_is_taken_only_where_it_was_asked_for(gpu: SimulatedGpu, where: str) -> None:
+    old = gpu.start("old")
+    new = _annotated(gpu, old)
+    gpu.settings(taken=1000)
+    assert gpu.grit("create", "--bundle", str(new.path), "new").code != 0
+    if where == "annotation":
+        new.edit(lambda c: c["annotations"].update({"grit.dev/on-restore-failure": "cold-start"}))
+    else:
+        gpu.configure(top={"on_restore_failure": "cold-start"})
+    gpu.settings()
+    gpu.faults("Restore 2")
+    gpu.grit("create", "--bundle", str(new.path), "new").ok()
+    said = (gpu.machine.path / "log.json").read_text()
+    assert "starts cold, without its checkpoint" in said
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in said
+    for file in new.data.iterdir():
+        file.write_text("")
+    gpu.machine.runc("start", "new").ok()
+    gpu.machine.wait(lambda: len(lines(new)) > 3)
+    assert lines(new)[0] == expected(1)[0]
+
+
+def _kill_at(gpu: SimulatedGpu, argv: list[str], delay: float) -> None:
+    process = subprocess.Popen(
+        gpu.machine.argv(*argv),
+        env={**gpu.machine.environment(), **gpu.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=gpu.machine.path,
+    )
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("phase", ["Lock", "Checkpoint"])
+def test_a_capture_killed_in_a_cuda_phase_leaves_the_container_running(gpu: SimulatedGpu, phase: str) -> None:
+    old = gpu.start("old")
+    gpu.faults(f"{phase} slow")
+    process = subprocess.Popen(
+        gpu.machine.argv("checkpoint", "--image-path", str(gpu.machine.checkpoints / "c"), "old"),
+        env={**gpu.machine.environment(), **gpu.environment},
+        cwd=gpu.machine.path,
+    )
+    gpu.machine.wait_for_effect("cuda")
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    gpu.faults()
+    assert "could not" not in gpu.grit("recover").ok().out
+    assert gpu.machine.status("old") == "running"
+    _goes_on(gpu, old)
+
+
+def test_a_capture_killed_at_any_step_costs_nothing(gpu: SimulatedGpu) -> None:
+    old = gpu.start("old")
+    steps = gpu.machine.path / "steps"
+    probe = str(gpu.machine.checkpoints / "probe")
+    gpu.machine.grit(
+        "checkpoint", "--leave-running", "--image-path", probe, "old", GRIT_TEST_STEPS=str(steps), **gpu.environment
+    ).ok()
+    for step in range(1, int(steps.read_text()) + 1, 2):
+        images = gpu.machine.checkpoints / f"step-{step}"
+        gpu.machine.grit(
+            "checkpoint", "--leave-running", "--image-path", str(images), "old",
+            GRIT_TEST_KILL_AT=str(step), **gpu.environment,
+        )  # fmt: skip
+        assert "could not" not in gpu.grit("recover").ok().out
+        assert gpu.machine.leftovers() == [], f"step {step}"
+        assert not images.exists() or (images / "grit.json").exists()
+        _goes_on(gpu, old)
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.6, 0.9, 1.2])
+def test_a_restore_killed_leaves_nothing(gpu: SimulatedGpu, delay: float) -> None:
+    old = gpu.start("old")
+    _capture(gpu).ok()
+    new = _new(gpu, old)
+    gpu.faults("Restore slow")
+    images = str(gpu.machine.checkpoints / "c")
+    _kill_at(gpu, ["restore", "-d", "--image-path", images, "--bundle", str(new.path), "new"], delay)
+    gpu.faults()
+    gpu.grit("recover").ok()
+    assert gpu.machine.status("new") == "gone"
+    gpu.machine.wait(lambda: gpu.used() == 0)
+    _restore(gpu, new).ok()
+    _goes_on(gpu, new)
+
+
+class TestTheSimulation:
+    """It must fail when a step is skipped, or it would prove nothing."""
+
+    def test_a_process_that_was_not_checkpointed_cannot_be_dumped(self, gpu: SimulatedGpu) -> None:
+        gpu.start("old")
+        images = str(gpu.machine.checkpoints / "c")
+        assert gpu.machine.runc("checkpoint", "--leave-running", "--image-path", images, "old").code != 0
+
+    @pytest.mark.parametrize("skipped", ["lock", "restore", "unlock"])
+    def test_a_step_is_missed(self, gpu: SimulatedGpu, skipped: str) -> None:
+        old = gpu.start("old")
+        tool = str(gpu.built / "cuda-checkpoint")
+
+        def act(action: str, name: str) -> int:
+            pid = str(gpu.machine.state_of(name)["pid"])
+            return subprocess.run(
+                [tool, "--action", action, "--timeout", "1000", "--pid", pid],
+                env={**os.environ, **gpu.environment},
+                check=False,
+            ).returncode
+
+        if skipped == "lock":
+            assert act("checkpoint", "old") != 0
+            return
+        assert act("lock", "old") == 0
+        assert act("checkpoint", "old") == 0
+        images = str(gpu.machine.checkpoints / "c")
+        gpu.machine.runc("checkpoint", "--image-path", images, "old").ok()
+        new = _new(gpu, old)
+        gpu.machine.runc("restore", "-d", "--image-path", images, "--bundle", str(new.path), "new").ok()
+        if skipped == "unlock":
+            assert act("restore", "new") == 0
+        before = lines(new)
+        time.sleep(1)
+        assert lines(new) == before, "it went on, and nobody brought the GPU back"
+        assert gpu.used() == (0 if skipped == "restore" else 64)
