@@ -28,6 +28,11 @@ def is_running(pid: int) -> bool:
     return state(pid) not in (None, "Z", "X")
 
 
+def has_ended(pid: int) -> bool:
+    """Whether nothing of the process runs any more, not even a thread: its memory, files and devices are free."""
+    return all(state(thread) in (None, "Z", "X") for thread in threads(pid))
+
+
 def namespace(pid: int | str, kind: str) -> str | None:
     """The identity of a namespace, such as `net:[4026531840]`."""
     try:

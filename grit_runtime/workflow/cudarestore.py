@@ -67,7 +67,7 @@ def prepare(context: Context, bundle: Bundle, decoded: Images, manifest: Manifes
     rewrites: dict[str, Changes] = {}
     if PLUGIN in decoded.plugins and not by_plugin:
         others = [name for name in decoded.plugins if name != PLUGIN]
-        rewrites = {INVENTORY: {0: {"plugins_entry": {"plugins": others}}}}
+        rewrites = {INVENTORY: {0: {"plugins_entry": {"plugins": others} if others else None}}}
     folder = context.config.cuda.plugin_dir if by_plugin else os.path.join(context.workspace_path, names.NO_PLUGINS)
     asked = settings(context.config)
     try:

@@ -5,12 +5,14 @@ Every step can be done again: a later process goes on from wherever a killed one
 
 import os
 import shutil
+import time
 from typing import Any
 
 from grit_runtime import names
 from grit_runtime.checkpoint import manifest
+from grit_runtime.downstream import Downstream
 from grit_runtime.errors import CaptureError, GritError
-from grit_runtime.host import files
+from grit_runtime.host import files, proc, run
 from grit_runtime.workflow.cudastate import CudaSuspended
 from grit_runtime.workflow.effects import downstream_of, pause, resume
 
@@ -27,20 +29,36 @@ def finish(header: dict[str, Any]) -> None:
     publish(header["images"])
     downstream = downstream_of(header["program"], header["options"], header["root"])
     container, timeout = header["container"], header["timeout"]
+    cuda = header.get("cuda")
     if not header["leave_running"]:
+        if cuda:
+            _end_cuda(downstream, container, [pid for pid, _, _ in cuda["targets"]], timeout)
         result = downstream.call("delete", "--force", container, timeout=timeout)
         if not result.ok and downstream.has(container):
             raise CaptureError(
                 f"the checkpoint is complete, but container {container} could not be removed: {result.err}"
             )
         return
-    cuda = header.get("cuda")
     if cuda or not header["paused"]:
         resume(downstream, container, timeout)
     if cuda:
         CudaSuspended(**cuda).undo()
         if header["paused"]:
             pause(downstream, container, timeout)
+
+
+def _end_cuda(downstream: Downstream, container: str, pids: list[int], timeout: float) -> None:
+    """Kill the container and wait until its CUDA processes are over.
+
+    They hold what a restore needs until the driver has let go of them, which takes longer than runc waits: its cgroup,
+    and the abstract socket `cuda-uvmfd-..` in a network namespace that a restored container may share.
+    """
+    downstream.call("kill", container, "KILL", timeout=timeout)
+    if downstream.has(container):
+        resume(downstream, container, timeout)  # on cgroup v1 a frozen process doesn't die
+    deadline = time.monotonic() + timeout
+    while not all(proc.has_ended(pid) for pid in pids) and run.wait_until(deadline):
+        continue
 
 
 def publish(images: str) -> None:
