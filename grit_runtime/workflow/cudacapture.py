@@ -25,6 +25,9 @@ from grit_runtime.workflow.effects import Thaw
 LIBRARY = "libcuda.so"
 DEVICES = "/dev/nvidia"
 _STOPPED = "T"
+_IPC = (
+    610  # the first driver that restores memory imported by CUDA IPC; nothing shows from outside whether there is any
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,12 @@ def _suspend(
     failed = [pid for pid, each in initial.items() if each is State.FAILED]
     if failed:
         raise _failed(context, f"{_named(failed)}: its CUDA state is failed: an earlier checkpoint of it went wrong")
+    if node and node.branch < _IPC and len(threads) > 1:
+        context.log.line(
+            "warning",
+            f"container {context.container}: it has {len(threads)} CUDA processes; if one imports memory of another by "
+            f"CUDA IPC, driver {node.driver} checkpoints it and cannot restore it",
+        )
     section = _section(api, node, threads, initial)
     if context.config.cuda.mode == names.CUDA_PLUGIN:
         return Suspended(section={**section, "mode": names.CUDA_PLUGIN}, plugin=True)

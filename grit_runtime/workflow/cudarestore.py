@@ -17,7 +17,7 @@ from grit_runtime.cuda import api as cuda
 from grit_runtime.cuda import processes, states
 from grit_runtime.cuda.gpus import is_back
 from grit_runtime.cuda.processes import ProcessError
-from grit_runtime.cuda.states import CudaError, NoCudaError, State
+from grit_runtime.cuda.states import CudaError, State
 from grit_runtime.errors import RestoreError
 from grit_runtime.host import hold, proc
 from grit_runtime.oci.bundle import Bundle
@@ -40,7 +40,7 @@ class Prepared:
     plan: CudaPlan
     api: cuda.Api | None
     criu: dict[str, str]
-    """CRIU's options."""
+    """CRIU's options: a directory without plugins."""
     rewrites: dict[str, Changes]
 
     @property
@@ -57,27 +57,27 @@ class Prepared:
 def prepare(context: Context, bundle: Bundle, decoded: Images, manifest: Manifest | None) -> Prepared | None:
     """Look at the checkpoint's CUDA and at this node's GPUs; None if the checkpoint has no CUDA process.
 
+    Images of others count as having one as soon as the driver's library is mapped: nobody can ask without a driver.
+
     The caller closes what it gets.
     """
     section = manifest.data.get("cuda") if manifest else None
     recording = cudaplan.recorded(section, os.path.join(decoded.path, names.MANIFEST))
     if recording is None and (manifest is not None or not _has_cuda(decoded)):
         return None
-    by_plugin = PLUGIN in decoded.plugins and context.config.cuda.mode == names.CUDA_PLUGIN
     rewrites: dict[str, Changes] = {}
-    if PLUGIN in decoded.plugins and not by_plugin:
+    if PLUGIN in decoded.plugins:
+        # What CRIU's plugin left is what any of the API's users leaves. Its own way back reports success for a process
+        # that it could not ask (criu#2993), and cannot work on tasks that stay stopped: CRIU is told of no plugin.
         others = [name for name in decoded.plugins if name != PLUGIN]
         rewrites = {INVENTORY: {0: {"plugins_entry": {"plugins": others} if others else None}}}
-    folder = context.config.cuda.plugin_dir if by_plugin else os.path.join(context.workspace_path, names.NO_PLUGINS)
+    folder = os.path.join(context.workspace_path, names.NO_PLUGINS)
     asked = settings(context.config)
     try:
         api: cuda.Api | None = cuda.connect(asked)
         problems: tuple[str, ...] = ()
     except CudaError as err:
         api, problems = None, (f"the checkpoint has CUDA processes, and {err}",)
-        if isinstance(err, NoCudaError) and recording is None and not decoded.plugins:
-            # Nobody said that a process used CUDA: the library alone is no evidence, and without a driver none can.
-            return None
     try:
         plan = cudaplan.make(recording, bundle, cuda.survey(asked, api), _devices())
     except BaseException:
@@ -226,6 +226,8 @@ def _restore(context: Context, prepared: Prepared, pids: list[int], found: dict[
 
 
 def _hint(err: ProcessError) -> str:
+    if err.code == states.INVALID_VALUE:
+        return "before driver 610 a process that has imported memory by CUDA IPC cannot be restored"
     if err.code == states.OUT_OF_MEMORY:
         return "the GPU's memory was taken meanwhile; a new pod can be restored when it is free"
     return ""

@@ -152,7 +152,7 @@ def test_too_little_free_gpu_memory_is_refused_before_anything(gpu: GpuMachine, 
     assert manifest.exists()
 
 
-@pytest.mark.parametrize("mode", ["driver", "criu-plugin"])
+@pytest.mark.parametrize("mode", ["driver", "cuda-checkpoint"])
 def test_the_seeds_failure(gpu: GpuMachine, references: References, mode: str) -> None:
     """Dumped by runc with CRIU's plugin, restored into a config.json without NVIDIA's device rules."""
     plugins = os.environ.get("GRIT_TEST_CRIU_PLUGINS")
@@ -178,7 +178,7 @@ def test_the_seeds_failure(gpu: GpuMachine, references: References, mode: str) -
     assert _used() < empty + 100, "plain runc brought it back: the seed's failure isn't there"
     gpu.runc("delete", "--force", "bare").ok()
 
-    gpu.configure(cuda={"mode": mode, "plugin-dir": plugins})
+    gpu.configure(cuda={"mode": mode, "program": os.environ.get("GRIT_TEST_CUDA_CHECKPOINT", "cuda-checkpoint")})
     new = gpu.gpu_bundle("new", "none", devices=False)
     for file in old.data.iterdir():
         (new.data / file.name).write_bytes(file.read_bytes())

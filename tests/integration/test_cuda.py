@@ -413,3 +413,20 @@ class TestTheSimulation:
         time.sleep(1)
         assert lines(new) == before, "it went on, and nobody brought the GPU back"
         assert gpu.used() == (0 if skipped == "restore" else 64)
+
+
+def test_images_that_runc_wrote_of_a_checkpointed_process(gpu: SimulatedGpu) -> None:
+    """No manifest says what used CUDA: it is found, brought back and verified all the same, or refused."""
+    old = gpu.start("old")
+    pid = str(gpu.machine.state_of("old")["pid"])
+    for action in ("lock", "checkpoint"):
+        tool = [str(gpu.built / "cuda-checkpoint"), "--action", action, "--timeout", "1000", "--pid", pid]
+        subprocess.run(tool, check=True, env={**os.environ, **gpu.environment})
+    gpu.machine.runc("checkpoint", "--image-path", str(gpu.machine.checkpoints / "c"), "old").ok()
+    new = _new(gpu, old)
+    gpu.configure(library_path=[])
+    assert "no CUDA driver" in _restore(gpu, new).err
+    gpu.configure()
+    _restore(gpu, new).ok()
+    assert gpu.used() == 64
+    _goes_on(gpu, new)
