@@ -194,9 +194,9 @@ def _dump(
     workspace = transaction.workspace
     configuration, log_file = workspace.file("criu.conf"), workspace.file("runc.log")
     env = run.caller_environment()
-    options = {**plugins, **_with_external(context.config.criu_dump, outside)}
+    options = _with_external(context.config.criu_dump, outside)
     flags = [f"--{name}" for name in _as_flags(context, options) if f"--{name}" not in request.flags]
-    text = conf.merge(options, _users_options(bundle, env), {})
+    text = conf.merge(options, _users_options(bundle, env), plugins)
     files.write_atomically(configuration, text.encode())
     work = request.work or workspace.file("work")
     if not request.work:
@@ -225,7 +225,8 @@ def _plugins(context: Context, transaction: Transaction, cuda: cudacapture.Suspe
     if cuda is None:
         return {}
     if cuda.plugin:
-        return {"libdir": context.config.cuda.plugin_dir}
+        # The plugin locks within CRIU's time limit (criu/seize.c, collect_pstree).
+        return {"libdir": context.config.cuda.plugin_dir, "timeout": int(context.config.cuda.timeout)}
     empty = transaction.workspace.file(names.NO_PLUGINS)
     os.mkdir(empty, 0o700)
     return {"libdir": empty}

@@ -30,7 +30,7 @@ from grit_runtime.workflow.cudastate import settings
 PLUGIN = "cuda_plugin"
 INVENTORY = "inventory.img"
 _THREAD_NAME = "cuda"  # of the driver's own threads
-_PSTOP = 5.0  # seconds for a thread to stop
+_STOPPING = 5.0  # seconds for a thread to stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ def bring_back(context: Context, prepared: Prepared, pids: list[int], *, stopped
         if not stopped:
             _restore(context, prepared, list(found), found)
             return
-        with hold.held(found, _free(found), timeout=_PSTOP):
+        with hold.held(found, _free(found), timeout=_STOPPING):
             _restore(context, prepared, list(found), found)
     except ProcessError as err:
         raise _failed(context, f"process {_named(err.pid)}: {err}", _hint(err)) from None

@@ -50,7 +50,9 @@ class CudaSuspended(Effect):
 
     def undo(self) -> None:
         wanted = {
-            pid: State(state) for pid, start, state in self.targets if proc.start_time(pid) == start and _lives(pid)
+            pid: State(state)
+            for pid, start, state in self.targets
+            if proc.start_time(pid) == start and proc.is_running(pid)
         }
         if not wanted:
             return
@@ -61,7 +63,3 @@ class CudaSuspended(Effect):
             processes.resume(api, wanted, timeout=self.move_timeout)
         finally:
             api.close()
-
-
-def _lives(pid: int) -> bool:
-    return proc.is_running(pid)
