@@ -35,6 +35,10 @@ def _program(name: str) -> Callable[[], str | None]:
     return lambda: None if shutil.which(name) else f"{name} is not in PATH"
 
 
+def _named(variable: str) -> Callable[[], str | None]:
+    return lambda: None if os.environ.get(variable) else f"{variable} names none"
+
+
 def _criu() -> str | None:
     if shutil.which("criu") is None:
         return "criu is not in PATH"
@@ -67,9 +71,11 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "containerd 1.7": lambda: None if containerds() else "no containerd 1.7 or newer: `make deps`",
     "checkpointctl": lambda: None if CHECKPOINTCTL.exists() else "no checkpointctl: `make deps`",
     "applications": lambda: None if APPLICATIONS.exists() else "no file system of applications: `make deps`",
+    "cuda-plugin": _named("GRIT_TEST_CRIU_PLUGINS"),
+    "cuda-checkpoint": _named("GRIT_TEST_CUDA_CHECKPOINT"),
     "gpu": lambda: None if Path("/proc/driver/nvidia/gpus").is_dir() else "no NVIDIA GPU",
 }
-MAY_BE_MISSING_IN_CI = frozenset({"gpu"})
+MAY_BE_MISSING_IN_CI = frozenset({"gpu", "cuda-plugin", "cuda-checkpoint"})
 
 
 def missing(name: str) -> str | None:

@@ -14,7 +14,7 @@ from grit_runtime import names
 from grit_runtime.cuda.api import Api, Arguments, Outcome, Settings
 from grit_runtime.cuda.gpus import Node, parse_node
 from grit_runtime.cuda.states import CudaError, NoCudaError, Operation, error_name
-from grit_runtime.host import run
+from grit_runtime.host import proc, run
 
 # Where containers' hosts keep the driver's libraries outside of the linker's own directories: the images of cloud
 # nodes, Google's, and the GPU operator's driver container (whose root is here if the host has no driver of its own).
@@ -43,6 +43,7 @@ class Helper(Api):
             stderr=subprocess.DEVNULL,
             env=environment(settings),
             close_fds=True,
+            preexec_fn=proc.die_with_parent,  # cuInit may hang, too
         )
         self._sent = 0
         self._buffer = b""
@@ -88,8 +89,7 @@ class Helper(Api):
 
     def close(self) -> None:
         """End the helper, whatever it is doing."""
-        self._process.kill()
-        self._process.wait()
+        run.end(self._process)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 try:
@@ -111,7 +111,7 @@ class Helper(Api):
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
-            raise CudaError(f"the helper that calls the CUDA driver ended with {self._process.wait()}") from None
+            raise CudaError("the helper that calls the CUDA driver ended by itself") from None
 
     def _answers(self, numbers: list[int], deadline: float, what: str) -> list[dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
@@ -135,7 +135,7 @@ class Helper(Api):
                 return None
             data = os.read(fd, _AFTER_LAST)
             if not data:
-                raise CudaError(f"the helper that calls the CUDA driver ended with {self._process.wait()}")
+                raise CudaError("the helper that calls the CUDA driver ended by itself")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         found: dict[str, Any] = json.loads(line)

@@ -60,8 +60,7 @@ class Program(Api):
             raise CudaError(f"`{self._path}` {operation.value} of process {pid} did not return in time") from None
         finally:
             for process in running:
-                process.kill()
-                process.wait()
+                run.end(process)
         return outcomes
 
     def close(self) -> None:

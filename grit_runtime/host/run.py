@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _AFTER_KILL = 1.0  # seconds
@@ -81,6 +82,15 @@ def run(argv: list[str], *, timeout: float, env: Mapping[str, str] | None = None
         out, err = _rest(process)
     code = -signal.SIGKILL if process.returncode is None else process.returncode
     return Result(argv=tuple(argv), code=code, out=_text(out), err=_text(err), timed_out=timed_out)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Kill a program and wait for it, but not long: one that is stuck in a driver dies when the driver lets it."""
+    process.kill()
+    try:
+        process.wait(_AFTER_KILL)
+    except subprocess.TimeoutExpired:
+        return
 
 
 def _rest(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:

@@ -6,7 +6,7 @@ import os
 
 from grit_runtime import names
 from grit_runtime.checkpoint import locate
-from grit_runtime.errors import BundleError, GritError, RecoveryError, RestoreError, UsageError
+from grit_runtime.errors import BundleError, CheckpointError, RestoreError, UsageError
 from grit_runtime.oci import argv, bundle
 from grit_runtime.verbs import waiting
 from grit_runtime.verbs.call import Call, pass_through
@@ -34,6 +34,16 @@ def run(call: Call) -> int:
         raise RestoreError(
             f"cannot restore container {container} at create: --pidfd-socket is not supported with a checkpoint"
         )
+    try:
+        return _restore(call, container, made, flags)
+    except (RestoreError, CheckpointError) as err:
+        if on_failure(made.annotations, call.config.on_restore_failure) == names.FAIL or waiting.find(call):
+            raise
+        call.log.line("warning", f"container {container} starts cold, without its checkpoint: {err}")
+        pass_through(call.config, call.argv, call.ignored_signals)
+
+
+def _restore(call: Call, container: str, made: bundle.Bundle, flags: argv.Flags) -> int:
     pid_file = flags.value("pid-file")
     request = Request(
         bundle=made,
@@ -44,15 +54,7 @@ def run(call: Call) -> int:
         serves_create=True,
         need_manifest=call.config.require_manifest,
     )
-    try:
-        return restore.restore(call.context(container), request)
-    except RecoveryError:
-        raise  # something of the attempt is left: nothing may be started over it
-    except GritError as err:
-        if on_failure(made.annotations, call.config.on_restore_failure) == names.FAIL or waiting.find(call):
-            raise
-        call.log.line("warning", f"container {container} starts cold, without its checkpoint: {err}")
-        pass_through(call.config, call.argv, call.ignored_signals)
+    return restore.restore(call.context(container), request)
 
 
 def _as_ever(call: Call) -> int:

@@ -68,7 +68,7 @@ def prepare(context: Context, bundle: Bundle, decoded: Images, manifest: Manifes
     rewrites: dict[str, Changes] = {}
     if PLUGIN in decoded.plugins:
         # What CRIU's plugin left is what any of the API's users leaves. Its own way back reports success for a process
-        # that it could not ask (criu#2993), and cannot work on tasks that stay stopped: CRIU is told of no plugin.
+        # that it could not ask (criu#2993), and did not end on tasks that stay stopped: CRIU is told of no plugin.
         others = [name for name in decoded.plugins if name != PLUGIN]
         rewrites = {INVENTORY: {0: {"plugins_entry": {"plugins": others} if others else None}}}
     folder = os.path.join(context.workspace_path, names.NO_PLUGINS)
@@ -151,11 +151,13 @@ def _repair(directory: int, device: Device) -> None:
         pass
     except OSError as err:
         raise RestoreError(f"cannot replace the container's /dev/{name}: {err.strerror}") from None
+    mask = os.umask(0)  # a chmod afterwards would follow what somebody put there instead
     try:
         os.mknod(name, 0o666 | stat.S_IFCHR, number, dir_fd=directory)
-        os.chmod(f"/proc/self/fd/{directory}/{name}", 0o666)
     except OSError as err:
         raise RestoreError(f"cannot make the container's /dev/{name}: {err.strerror}") from None
+    finally:
+        os.umask(mask)
 
 
 def _has_cuda(decoded: Images) -> bool:

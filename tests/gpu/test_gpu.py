@@ -152,12 +152,11 @@ def test_too_little_free_gpu_memory_is_refused_before_anything(gpu: GpuMachine, 
     assert manifest.exists()
 
 
+@pytest.mark.needs("cuda-plugin", "cuda-checkpoint")
 @pytest.mark.parametrize("mode", ["driver", "cuda-checkpoint"])
 def test_the_seeds_failure(gpu: GpuMachine, references: References, mode: str) -> None:
     """Dumped by runc with CRIU's plugin, restored into a config.json without NVIDIA's device rules."""
-    plugins = os.environ.get("GRIT_TEST_CRIU_PLUGINS")
-    if not plugins:
-        pytest.skip("no cuda_plugin.so: GRIT_TEST_CRIU_PLUGINS names no directory")
+    plugins = os.environ["GRIT_TEST_CRIU_PLUGINS"]
     references.ended()
     old = gpu.begin("old", "training")
     images = gpu.checkpoints / "by-plugin"
@@ -188,10 +187,9 @@ def test_the_seeds_failure(gpu: GpuMachine, references: References, mode: str) -
     references.check("training", lines(new))
 
 
+@pytest.mark.needs("cuda-plugin")
 def test_the_plugin_as_the_owner(gpu: GpuMachine, references: References) -> None:
-    plugins = os.environ.get("GRIT_TEST_CRIU_PLUGINS")
-    if not plugins:
-        pytest.skip("no cuda_plugin.so: GRIT_TEST_CRIU_PLUGINS names no directory")
+    plugins = os.environ["GRIT_TEST_CRIU_PLUGINS"]
     gpu.configure(cuda={"mode": "criu-plugin", "plugin-dir": plugins})
     old = gpu.begin("old", "training")
     images = gpu.capture("old")
@@ -201,10 +199,9 @@ def test_the_plugin_as_the_owner(gpu: GpuMachine, references: References) -> Non
     references.check("training", got)
 
 
+@pytest.mark.needs("cuda-checkpoint")
 def test_the_program_as_the_back_end(gpu: GpuMachine, references: References) -> None:
-    program = os.environ.get("GRIT_TEST_CUDA_CHECKPOINT")
-    if not program:
-        pytest.skip("GRIT_TEST_CUDA_CHECKPOINT names no cuda-checkpoint")
+    program = os.environ["GRIT_TEST_CUDA_CHECKPOINT"]
     gpu.configure(cuda={"mode": "cuda-checkpoint", "program": program})
     old = gpu.begin("old", "training")
     images = gpu.capture("old")

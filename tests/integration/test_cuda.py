@@ -309,6 +309,17 @@ def test_a_cold_start_is_taken_only_where_it_was_asked_for(gpu: SimulatedGpu, wh
     assert lines(new)[0] == expected(1)[0]
 
 
+def test_a_checkpoint_that_is_not_there_may_be_a_cold_start_too(gpu: SimulatedGpu) -> None:
+    new = gpu.bundle("new")
+    new.annotate(type="container", name="app", namespace="ns", restore_name="absent")
+    assert gpu.grit("create", "--bundle", str(new.path), "new").code != 0
+    new.edit(lambda c: c["annotations"].update({"grit.dev/on-restore-failure": "cold-start"}))
+    gpu.grit("create", "--bundle", str(new.path), "new").ok()
+    assert "starts cold" in (gpu.machine.path / "log.json").read_text()
+    gpu.machine.runc("start", "new").ok()
+    gpu.machine.wait(lambda: len(lines(new)) > 3)
+
+
 def _kill_at(gpu: SimulatedGpu, argv: list[str], delay: float) -> None:
     process = subprocess.Popen(
         gpu.machine.argv(*argv),
