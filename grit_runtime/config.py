@@ -97,6 +97,7 @@ class Cuda:
     library_path: tuple[str, ...] = ()
     program: str = "cuda-checkpoint"
     plugin_dir: str = "/usr/lib/criu"
+    ipc: str = names.CUDA_IPC_DETECT
     lock_timeout: float = 10
     timeout: float = 600
 

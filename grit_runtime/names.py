@@ -70,6 +70,8 @@ CUDA_AUTO = "auto"
 CUDA_DRIVER = "driver"
 CUDA_PROGRAM = "cuda-checkpoint"
 CUDA_PLUGIN = "criu-plugin"
+CUDA_IPC_DETECT = "detect"
+CUDA_IPC_IGNORE = "ignore"
 
 # What becomes of a container whose restore by annotation fails.
 ON_RESTORE_FAILURE = "grit.dev/on-restore-failure"

@@ -25,9 +25,7 @@ from grit_runtime.workflow.effects import Thaw
 LIBRARY = "libcuda.so"
 DEVICES = "/dev/nvidia"
 _STOPPED = "T"
-_IPC = (
-    610  # the first driver that restores memory imported by CUDA IPC; nothing shows from outside whether there is any
-)
+_IPC = 610  # the first driver that restores memory imported by CUDA IPC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +100,7 @@ def _suspend(
     if failed:
         raise _failed(context, f"{_named(failed)}: its CUDA state is failed: an earlier checkpoint of it went wrong")
     if node and node.branch < _IPC and len(threads) > 1:
-        context.log.line(
-            "warning",
-            f"container {context.container}: it has {len(threads)} CUDA processes; if one imports memory of another by "
-            f"CUDA IPC, driver {node.driver} checkpoints it and cannot restore it",
-        )
+        _refuse_ipc(context, node, list(threads))
     section = _section(api, node, threads, initial)
     if context.config.cuda.mode == names.CUDA_PLUGIN:
         return Suspended(section={**section, "mode": names.CUDA_PLUGIN}, plugin=True)
@@ -153,6 +147,31 @@ def _refuse(context: Context, found: list[int], node: Node | None, stopped: list
         mine = [pid for pid in found if gpu.used(pid)]
         if gpu.mig and (mine or gpu.used_by is None):
             raise _failed(context, f"{_named(mine or found)} uses {gpu.uuid} in MIG mode, which cannot be checkpointed")
+
+
+def _refuse_ipc(context: Context, node: Node, pids: list[int]) -> None:
+    """Before driver 610 a process that has imported memory by CUDA IPC is checkpointed with success, and lost.
+
+    The driver says of nobody whether it has (docs/gpu.md). But the users of CUDA IPC need a place for the handles and
+    the counts of who uses them, and it is memory that both map: torch.multiprocessing's, NCCL's, vLLM's.
+    """
+    seen: dict[tuple[str, str], int] = {}
+    for pid in pids:
+        for key, path in proc.shared_memory(pid).items():
+            first = seen.setdefault(key, pid)
+            if first != pid and context.config.cuda.ipc == names.CUDA_IPC_DETECT:
+                raise _failed(
+                    context,
+                    f"{_named([first, pid])} share memory ({path}), as users of CUDA IPC do, which driver "
+                    f"{node.driver} checkpoints and cannot restore",
+                    hint="where they use no CUDA IPC: `cuda.ipc: ignore`; with NCCL: NCCL_P2P_DISABLE=1 and "
+                    "NCCL_SHM_DISABLE=1; or driver 610",
+                )
+    context.log.line(
+        "warning",
+        f"container {context.container}: it has {len(pids)} CUDA processes; if one imports memory of another by "
+        f"CUDA IPC, driver {node.driver} checkpoints it and cannot restore it",
+    )
 
 
 def _refuse_devices(context: Context, pids: list[int]) -> None:

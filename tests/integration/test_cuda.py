@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from grit_runtime.errors import RestoreError
+from grit_runtime.host import proc
+from grit_runtime.workflow import cudarestore
+from grit_runtime.workflow.cudaplan import Device
 from tests.integration.machine import Bundle, Machine, Ran, tree
 from tests.simulated import driver
 from tests.simulated.driver import SimulatedGpu, expected, lines
@@ -210,6 +216,83 @@ def test_mps_and_mig_are_refused_by_name(gpu: SimulatedGpu) -> None:
     assert "in MIG mode" in _capture(gpu).err
     gpu.settings()
     _goes_on(gpu, old)
+
+
+@pytest.mark.parametrize("mode", ["driver", "cuda-checkpoint"])
+def test_another_gpu_of_the_model_takes_the_old_ones_place(gpu: SimulatedGpu, mode: str) -> None:
+    gpu.configure(mode=mode, program=str(gpu.built / "cuda-checkpoint"))
+    old = gpu.start("old")
+    _capture(gpu).ok()
+    gpu.settings(uuid="GPU-00000000-0000-0000-0000-000000000002")
+    new = _new(gpu, old)
+    _restore(gpu, new).ok()
+    assert gpu.used() == 64
+    _goes_on(gpu, new)
+
+
+def test_processes_that_share_memory_may_use_cuda_ipc(gpu: SimulatedGpu) -> None:
+    old = gpu.start("old", two=True, shared=True)
+    gpu.machine.wait(lambda: len(lines(old, "out.")) > 3)
+    failed = _capture(gpu)
+    assert failed.code != 0
+    assert "share memory (/dev/zero (deleted)), as users of CUDA IPC do" in failed.err
+    _goes_on(gpu, old)
+    gpu.configure(ipc="ignore")
+    _capture(gpu).ok()
+    new = _new(gpu, old)
+    _restore(gpu, new).ok()
+    _goes_on(gpu, new)
+    _goes_on(gpu, new, "out.")
+
+
+def test_a_process_that_begins_to_use_a_gpu_while_the_container_is_frozen(gpu: SimulatedGpu) -> None:
+    """One that has NVIDIA's devices open, and isn't among those that were taken into memory."""
+    old = gpu.bundle("old")
+    script = "mount -t tmpfs t /dev && touch /dev/nvidia0 && exec sleep 100 < /dev/nvidia0"
+    process = subprocess.Popen(["unshare", "-m", "sh", "-c", script])
+    try:
+        gpu.machine.wait(lambda: "/dev/nvidia0" in proc.open_paths(process.pid))
+        gpu.machine.runc("run", "-d", "--bundle", str(old.path), "old").ok()
+        gpu.machine.wait(lambda: len(lines(old)) >= 3)
+        for path in old.cgroups():
+            (path / "cgroup.procs").write_text(str(process.pid))
+        failed = _capture(gpu)
+        assert failed.code != 0
+        assert "has /dev/nvidia0 open without CUDA" in failed.err
+        _goes_on(gpu, old)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_nodes_of_the_old_host_are_replaced(machine: Machine) -> None:
+    """CRIU makes /dev/nvidia0 with the numbers that it had on the checkpoint's host."""
+    root = machine.path / "root"
+    for directory in ("dev", "bin"):
+        (root / directory).mkdir(parents=True)
+    busybox = shutil.which("busybox")
+    assert busybox
+    shutil.copy(busybox, root / "bin/busybox")
+    os.mknod(root / "dev/nvidia0", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    (root / "dev/nvidia1").symlink_to("/etc/passwd")
+    wanted = tuple(Device(path=f"/dev/nvidia{n}", major=1, minor=5 + n) for n in range(3))
+    process = subprocess.Popen(["chroot", str(root), "/bin/busybox", "sleep", "100"])
+    try:
+        machine.wait(lambda: os.path.samefile(f"/proc/{process.pid}/root", root))
+        cudarestore.repair_devices(process.pid, wanted)
+        made = [(root / f"dev/nvidia{n}").lstat() for n in range(3)]
+        assert [(m.st_rdev, stat.S_ISCHR(m.st_mode), m.st_mode & 0o777) for m in made] == [
+            (os.makedev(1, 5 + n), True, 0o666) for n in range(3)
+        ]
+        cudarestore.repair_devices(process.pid, wanted)
+        assert [m.st_ino for m in made] == [(root / f"dev/nvidia{n}").lstat().st_ino for n in range(3)]
+        shutil.rmtree(root / "dev")
+        (root / "dev").symlink_to("/tmp")
+        with pytest.raises(RestoreError, match="/dev"):
+            cudarestore.repair_devices(process.pid, wanted)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_no_driver_at_all(gpu: SimulatedGpu) -> None:

@@ -1,8 +1,9 @@
-/* counter MIB SECONDS FILE [second]: memory on the simulated GPU, and `step value` lines in FILE as it changes. */
+/* counter MIB SECONDS FILE [second [shared]]: a second process, and memory of the CPU that both map; memory on the simulated GPU, and `step value` lines in FILE as it changes. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 int simulated_begin(void);
@@ -13,6 +14,8 @@ int main(int argc, char **argv)
 {
 	static uint32_t data[256];
 	char name[512];
+	if (argc > 5 && mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+		return 4;
 	snprintf(name, sizeof name, "%s%s", argv[3], argc > 4 && fork() ? "." : "");
 	for (unsigned i = 0; i < 256; i++)
 		data[i] = i * 7919 + 1;

@@ -11,6 +11,28 @@ int cuCheckpointProcessCheckpoint(int, void *);
 int cuCheckpointProcessRestore(int, void *);
 int cuCheckpointProcessUnlock(int, void *);
 
+static struct { unsigned char was[16], becomes[16]; } pairs[16];
+static struct { void *pairs; unsigned count; } args = { pairs, 0 };
+
+static const char *uuid(const char *text, unsigned char *bytes)
+{
+	unsigned byte;
+	text += strlen("GPU-");
+	for (int i = 0; i < 16 && sscanf(text, "%2x", &byte) == 1; i++, text += 2 + (text[2] == '-'))
+		bytes[i] = byte;
+	return text;
+}
+
+/* OLD=NEW,... */
+static void parse(const char *text)
+{
+	for (; *text && args.count < 16; args.count++) {
+		text = uuid(text, pairs[args.count].was);
+		text = uuid(text + (*text == '='), pairs[args.count].becomes);
+		text += *text == ',';
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const char *states[] = { "running", "locked", "checkpointed", "failed" }, *action = "";
@@ -23,6 +45,8 @@ int main(int argc, char **argv)
 			pid = atoi(argv[++i]);
 		else if (!strcmp(argv[i], "--timeout"))
 			lock[0] = atoi(argv[++i]);
+		else if (!strcmp(argv[i], "--device-map"))
+			parse(argv[++i]);
 		else if (!strcmp(argv[i], "--action"))
 			action = argv[++i];
 		else
@@ -37,7 +61,7 @@ int main(int argc, char **argv)
 	if (!strcmp(action, "checkpoint"))
 		code = cuCheckpointProcessCheckpoint(pid, NULL);
 	if (!strcmp(action, "restore"))
-		code = cuCheckpointProcessRestore(pid, NULL);
+		code = cuCheckpointProcessRestore(pid, args.count ? &args : NULL);
 	if (!strcmp(action, "unlock"))
 		code = cuCheckpointProcessUnlock(pid, NULL);
 	const char *words = code == 3 ? "initialization error" : code == 2 ? "out of memory"

@@ -70,7 +70,7 @@ class SimulatedGpu:
         """What tells the driver where its GPU is."""
         return {"SIMULATED_GPU": str(self.directory)}
 
-    def bundle(self, name: str, *, mib: int = 64, seconds: int = 0, two: bool = False) -> Bundle:
+    def bundle(self, name: str, *, mib: int = 64, seconds: int = 0, two: bool = False, shared: bool = False) -> Bundle:
         """A bundle whose container counts on the GPU."""
         made = self.machine.bundle(name)
         rootfs = made.path / "rootfs"
@@ -81,7 +81,14 @@ class SimulatedGpu:
         shutil.copy(LOADER, rootfs / "lib64" / LOADER.name)
 
         def fill(config: dict[str, Any]) -> None:
-            args = ["/simulated/counter", str(mib), str(seconds), "/data/out", *(["second"] if two else [])]
+            args = [
+                "/simulated/counter",
+                str(mib),
+                str(seconds),
+                "/data/out",
+                *(["second"] if two else []),
+                *(["shared"] if shared else []),
+            ]
             config["process"]["args"] = args
             config["process"]["env"] = ["NVIDIA_VISIBLE_DEVICES=all"]
             gpu = {"destination": "/gpu", "type": "bind", "source": str(self.directory), "options": ["rbind", "rw"]}

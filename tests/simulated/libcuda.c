@@ -26,6 +26,7 @@ enum { ALLOCATE = 1, UPLOAD, DOWNLOAD, STEP };
 struct control {
 	uint32_t command, done, result, argument, state, gate, poisoned;
 	int32_t thread;
+	char uuid[64]; /* of its GPU */
 };
 
 static struct control *control;
@@ -163,6 +164,17 @@ static void *serve(void *unused)
 
 /* What a program calls. */
 
+static int current(const char *directory, char *uuid)
+{
+	char path[4096];
+	snprintf(path, sizeof path, "%s/state", directory);
+	FILE *file = fopen(path, "re");
+	int found = file && fscanf(file, "%*s %63s", uuid) == 1;
+	if (file)
+		fclose(file);
+	return found ? 0 : 999;
+}
+
 int simulated_begin(void)
 {
 	pthread_t thread;
@@ -170,7 +182,7 @@ int simulated_begin(void)
 	if (ftruncate(fd, 4096))
 		return 999;
 	control = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if ((code = attach()))
+	if ((code = attach()) || (code = current("/gpu", control->uuid)))
 		return code;
 	pthread_create(&thread, NULL, serve, NULL);
 	while (!control->done)
@@ -309,5 +321,44 @@ int cuCheckpointProcessGetState(int pid, int *state) { return command(pid, "GetS
 int cuCheckpointProcessGetRestoreThreadId(int pid, int *tid) { return command(pid, "GetRestoreThreadId", THREAD, 0, tid); }
 int cuCheckpointProcessLock(int pid, uint32_t *args) { return command(pid, "Lock", LOCK, args ? args[0] : 0, NULL); }
 int cuCheckpointProcessCheckpoint(int pid, void *args) { (void)args; return command(pid, "Checkpoint", CHECKPOINT, 0, NULL); }
-int cuCheckpointProcessRestore(int pid, void *args) { (void)args; return command(pid, "Restore", RESTORE, 0, NULL); }
+
+struct restore_args { struct { unsigned char was[16], becomes[16]; } *pairs; unsigned count; };
+
+static void written(char *text, const unsigned char *uuid)
+{
+	text += sprintf(text, "GPU-");
+	for (int i = 0; i < 16; i++)
+		text += sprintf(text, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", uuid[i]);
+}
+
+/* The GPU of the checkpoint has to be this node's, by itself or by the map. */
+static int moved(int pid, struct restore_args *args)
+{
+	int fd, code;
+	char here[64], was[64], becomes[64];
+	struct control *other = find(pid, &fd);
+	if (!other || other == (void *)-1)
+		return 0;
+	if (!(code = current(getenv("SIMULATED_GPU") ?: "/nonexistent", here)) && strcmp(other->uuid, here)) {
+		code = 1;
+		for (unsigned i = 0; args && i < args->count; i++) {
+			written(was, args->pairs[i].was);
+			written(becomes, args->pairs[i].becomes);
+			if (!strcmp(was, other->uuid) && !strcmp(becomes, here)) {
+				strcpy(other->uuid, here);
+				code = 0;
+			}
+		}
+	}
+	munmap(other, 4096);
+	close(fd);
+	return code;
+}
+
+int cuCheckpointProcessRestore(int pid, void *args)
+{
+	int code = moved(pid, args);
+	return code ? code : command(pid, "Restore", RESTORE, 0, NULL);
+}
+
 int cuCheckpointProcessUnlock(int pid, void *args) { (void)args; return command(pid, "Unlock", UNLOCK, 0, NULL); }

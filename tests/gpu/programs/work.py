@@ -118,6 +118,31 @@ def two():
     yield from seeded()
 
 
+def shared():
+    """A tensor on the GPU that a second process imports, by torch.multiprocessing: CUDA IPC."""
+    import torch
+    from torch import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    queue, back = context.Queue(), context.Queue()
+    child = context.Process(target=importer, args=(queue, back), daemon=True)
+    child.start()
+    data = torch.arange(1 << 20, device="cuda")
+    queue.put(data)
+    while True:
+        data += 1
+        torch.cuda.synchronize()
+        queue.put(None)
+        yield back.get(timeout=60)
+
+
+def importer(queue, back):
+    data = queue.get()
+    while True:
+        queue.get()
+        back.put(int(data.sum()))
+
+
 def endless():
     """Work on the GPU that does not end for a minute."""
     import torch
@@ -137,7 +162,8 @@ def managed():
     yield from cupy()
 
 
-for number, value in zip(range(STEPS), globals()[MODE](), strict=False):
-    with open(FILE, "a") as stream:
-        stream.write(f"{number} {value}\n")
-    time.sleep(PAUSE)
+if __name__ == "__main__":
+    for number, value in zip(range(STEPS), globals()[MODE](), strict=False):
+        with open(FILE, "a") as stream:
+            stream.write(f"{number} {value}\n")
+        time.sleep(PAUSE)
