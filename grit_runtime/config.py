@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from grit_runtime import names
+from grit_runtime import documents, names
 from grit_runtime.errors import ConfigError
 
 DEFAULT_PATH = "/etc/grit-runtime/config.yaml"
@@ -114,6 +114,9 @@ class Config:
     fsync: bool = True
     tcp: str = names.TCP_INSIDE
     on_restore_failure: str = names.FAIL
+    devices: str = names.DEVICES_AUTO
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    nvidia_hook: str = "nvidia-container-runtime-hook"
     timeouts: Timeouts = field(default_factory=Timeouts)
     mounts: Mounts = field(default_factory=Mounts)
     contents: Contents = field(default_factory=Contents)
@@ -176,21 +179,9 @@ def _contents(section: dict[str, Any]) -> Contents:
 
 
 def _read_yaml(text: bytes, file: str) -> dict[str, Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice: the launcher and we must never read two different values."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            for key in keys:
-                if keys.count(key) > 1:
-                    raise yaml.YAMLError(f"the key {key!r} stands twice")
-            return super().construct_mapping(node, deep)
-
     try:
-        data = yaml.load(text, Loader)  # a SafeLoader by inheritance
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        data = documents.load_yaml(text)
+    except ValueError as err:
         raise ConfigError(f"configuration {file} is not valid YAML: {err}") from None
     if data is None:
         return {}
@@ -200,16 +191,9 @@ def _read_yaml(text: bytes, file: str) -> dict[str, Any]:
 
 
 def _validate(data: dict[str, Any], file: str) -> None:
-    import json
-
-    import jsonschema
-
-    with open(os.path.join(os.path.dirname(__file__), "config.schema.json"), encoding="utf-8") as stream:
-        schema = json.load(stream)
-    found = sorted(jsonschema.Draft202012Validator(schema).iter_errors(data), key=lambda e: [str(p) for p in e.path])
+    found = documents.violations(data, "config.schema.json")
     if found:
-        places = "; ".join(f"{'.'.join(str(p) for p in e.path) or 'top level'}: {e.message}" for e in found)
-        raise ConfigError(f"configuration {file}: {places}", hint="see the configuration reference")
+        raise ConfigError(f"configuration {file}: {'; '.join(found)}", hint="see the configuration reference")
 
 
 def guess_downstream() -> str:

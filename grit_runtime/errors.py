@@ -33,6 +33,10 @@ class BundleError(GritError):
     """The bundle or its config.json."""
 
 
+class CdiError(GritError):
+    """What a container asks for by the Container Device Interface, or the specs that should have it."""
+
+
 class CheckpointError(GritError):
     """What lies in a checkpoint directory, or doesn't."""
 

@@ -73,6 +73,15 @@ CUDA_PLUGIN = "criu-plugin"
 CUDA_IPC_DETECT = "detect"
 CUDA_IPC_IGNORE = "ignore"
 
+# The configuration's words for who gives a container the devices that it asks for.
+DEVICES_AUTO = "auto"
+DEVICES_CHAIN = "chain"
+DEVICES_CDI = "cdi"
+DEVICES_HOOK = "hook"
+DEVICES_NONE = "none"
+# Our mark in a config.json whose devices are in it already: the value says by which way.
+DEVICES = "grit.dev/devices"
+
 # What becomes of a container whose restore by annotation fails.
 ON_RESTORE_FAILURE = "grit.dev/on-restore-failure"
 FAIL = "fail"

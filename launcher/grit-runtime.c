@@ -44,6 +44,7 @@ static const char mark[] = "grit-runtime-launcher-4f6b1c";
 
 static char downstream[PATH_MAX] = "runc";
 static char state_dir[PATH_MAX] = "/run/grit-runtime";
+static char devices[PATH_MAX] = "auto";
 
 extern char **environ;
 
@@ -138,14 +139,14 @@ static bool has_odd_space(const char *p, const char *end)
 }
 
 /*
- * Read `downstream` and `state-dir` from the configuration. The full file needs a YAML parser and Python has one; but a
+ * Read `downstream`, `state-dir` and `devices` from the configuration. The full file needs a YAML parser and Python has one; but a
  * line that starts in column 0 of a block mapping is always a key, so a file in which every such line has the form of one
  * can be searched line by line. Returns false for any other file.
  */
 static bool read_config(void)
 {
 	const char *path = getenv("GRIT_RUNTIME_CONFIG");
-	bool seen_downstream = false, seen_state_dir = false, may_continue = false;
+	bool seen_downstream = false, seen_state_dir = false, seen_devices = false, may_continue = false;
 	struct text text;
 	int err = read_file(path && *path ? path : GRIT_CONFIG, MAX_CONFIG, &text);
 
@@ -175,6 +176,8 @@ static bool read_config(void)
 				seen = &seen_downstream, out = downstream;
 			else if (n == strlen("state-dir") && !memcmp(line, "state-dir", n))
 				seen = &seen_state_dir, out = state_dir;
+			else if (n == strlen("devices") && !memcmp(line, "devices", n))
+				seen = &seen_devices, out = devices;
 			if (seen && (*seen || !plain_scalar(p + 1, end, out)))
 				return false;
 			if (seen)
@@ -310,7 +313,26 @@ static bool mentions_us(struct text text)
 	return false;
 }
 
-/* Whether the bundle of a `create` asks for a restore, as far as can be told without reading its JSON. */
+/* Whether it is ours to give containers the devices that they ask for: the downstream may be NVIDIA's runtime. */
+static bool gives_devices(void)
+{
+	static const char chain[] = "nvidia-container-runtime";
+	const char *slash = strrchr(downstream, '/');
+
+	if (!strcmp(devices, "auto"))
+		return strncmp(slash ? slash + 1 : downstream, chain, sizeof chain - 1) != 0;
+	return strcmp(devices, "chain") && strcmp(devices, "none");
+}
+
+static bool asks_for_devices(struct text text)
+{
+	static const char visible[] = "NVIDIA_VISIBLE_DEVICES", annotation[] = "cdi.k8s.io/";
+
+	return memmem(text.data, text.size, visible, sizeof visible - 1) ||
+	       memmem(text.data, text.size, annotation, sizeof annotation - 1);
+}
+
+/* Whether the bundle of a `create` asks for a restore or a device, as far as can be told without reading its JSON. */
 static bool create_mentions_us(char **words)
 {
 	static const char *const bundles[] = { "bundle", "b", NULL };
@@ -331,7 +353,8 @@ static bool create_mentions_us(char **words)
 		bundle = "."; /* as runc */
 	if (snprintf(path, sizeof path, "%s/config.json", bundle) >= (int)sizeof path)
 		return false;
-	return !read_file(path, MAX_BUNDLE_CONFIG, &text) && mentions_us(text);
+	return !read_file(path, MAX_BUNDLE_CONFIG, &text) &&
+	       (mentions_us(text) || (gives_devices() && asks_for_devices(text)));
 }
 
 static const char *ignored_signals(void)

@@ -58,6 +58,8 @@ def _inet_dump() -> str | None:
 
 # Name to a check that returns why it is missing, or None.
 CHECKS: dict[str, Callable[[], str | None]] = {
+    "nvidia-ctk": _program("nvidia-ctk"),
+    "nvidia-container-runtime": _program("nvidia-container-runtime"),
     "root": lambda: None if os.geteuid() == 0 else "the tests must run as root",
     "runc": _program("runc"),
     "criu": _criu,
@@ -75,7 +77,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "cuda-checkpoint": _named("GRIT_TEST_CUDA_CHECKPOINT"),
     "gpu": lambda: None if Path("/proc/driver/nvidia/gpus").is_dir() else "no NVIDIA GPU",
 }
-MAY_BE_MISSING_IN_CI = frozenset({"gpu", "cuda-plugin", "cuda-checkpoint"})
+MAY_BE_MISSING_IN_CI = frozenset({"gpu", "cuda-plugin", "cuda-checkpoint", "nvidia-ctk", "nvidia-container-runtime"})
 
 
 def missing(name: str) -> str | None:

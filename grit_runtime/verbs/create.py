@@ -1,16 +1,16 @@
 """`create [flags] ID`: of a container whose annotations name a checkpoint, a restore that waits for `start`; of any
-other, the downstream's.
+other, the downstream's, with the devices that it asks for where they are ours to give.
 """
 
 import os
 
-from grit_runtime import names
+from grit_runtime import downstream, names
 from grit_runtime.checkpoint import locate
 from grit_runtime.errors import BundleError, CheckpointError, RestoreError, UsageError
 from grit_runtime.oci import argv, bundle
 from grit_runtime.verbs import waiting
 from grit_runtime.verbs.call import Call, pass_through
-from grit_runtime.workflow import restore
+from grit_runtime.workflow import devices, restore
 from grit_runtime.workflow.cudaplan import on_failure
 from grit_runtime.workflow.prepare import Request
 
@@ -23,12 +23,12 @@ def run(call: Call) -> int:
     try:
         made = bundle.load(_bundle_path(call.invocation.args))
     except BundleError:
-        return _as_ever(call)
+        return _as_ever(call, None)
     if not locate.wanted(made.annotations):
-        return _as_ever(call)
+        return _as_ever(call, made)
     flags = argv.read_flags("create", call.invocation.args, argv.CREATE)
     if "help" in flags.switches:
-        return _as_ever(call)
+        return _as_ever(call, None)
     container = argv.container_id("create", flags)
     if "pidfd-socket" in flags.values:
         raise RestoreError(
@@ -40,7 +40,7 @@ def run(call: Call) -> int:
         if on_failure(made.annotations, call.config.on_restore_failure) == names.FAIL or waiting.find(call):
             raise
         call.log.line("warning", f"container {container} starts cold, without its checkpoint: {err}")
-        pass_through(call.config, call.argv, call.ignored_signals)
+        return _as_ever(call, made)
 
 
 def _restore(call: Call, container: str, made: bundle.Bundle, flags: argv.Flags) -> int:
@@ -57,9 +57,13 @@ def _restore(call: Call, container: str, made: bundle.Bundle, flags: argv.Flags)
     return restore.restore(call.context(container), request)
 
 
-def _as_ever(call: Call) -> int:
-    """Pass on; what a killed restore left under this id is put right first."""
+def _as_ever(call: Call, made: bundle.Bundle | None) -> int:
+    """Pass on, with the devices that the container asks for; what a killed restore left under this id is put right
+    first.
+    """
     waiting.find(call)
+    if made is not None:
+        devices.at_create(call.config, downstream.resolve(call.config.downstream), made)
     pass_through(call.config, call.argv, call.ignored_signals)
 
 

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterable
+from dataclasses import replace
 
 from grit_runtime import names
 from grit_runtime.checkpoint.manifest import Manifest
@@ -38,6 +39,23 @@ def gather(
         filled=filled,
         link_roots=context.config.mounts.link_roots,
     )
+
+
+def follow(bundle: Bundle) -> Bundle:
+    """The bundle with what the sources of its bind mounts lead to, where they are symbolic links.
+
+    runc's `create` follows them by mount(2). CRIU binds the link itself (criu/mount-v2.c, __do_bind_mount_v2), and then
+    can't find what it mounted.
+    """
+    sources = mounts.bind_mounts(bundle)
+    links = {to: os.path.realpath(source) for to, source in sources.items() if os.path.islink(source)}
+    if not links:
+        return bundle
+    listed = [
+        {**mount, "source": links[mount["destination"]]} if mount.get("destination") in links else mount
+        for mount in bundle.objects("mounts")
+    ]
+    return replace(bundle, config={**bundle.config, "mounts": listed})
 
 
 def _offer(context: Context, bundle: Bundle, decoded: Images, manifest: Manifest | None) -> Offer:

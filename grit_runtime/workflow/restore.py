@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 from grit_runtime import names
 from grit_runtime.criu import conf, hints, images, logs, stage
@@ -20,7 +21,7 @@ from grit_runtime.errors import RestoreError
 from grit_runtime.host import effects, files, links, proc, remount, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
-from grit_runtime.workflow import contents, cudaplan, cudarestore, describe, plan, recover, verify
+from grit_runtime.workflow import contents, cudaplan, cudarestore, describe, devices, facts, plan, recover, verify
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import restored_container
 from grit_runtime.workflow.prepare import Prepared, Request, prepare
@@ -48,6 +49,7 @@ def restore(context: Context, request: Request) -> int:
     transaction = Transaction(workspace, {**context.header("restore"), "images": request.images})
     try:
         source = open_source(context, transaction, request.images)
+        request = replace(request, bundle=facts.follow(devices.at_restore(context, request.bundle)))
         prepared = prepare(context, request, source.found)
         transaction.amend({"stopped": list(prepared.plan.stopped)})
         try:

@@ -708,3 +708,36 @@ def test_a_bundle_that_cannot_be_read_is_the_downstreams_to_refuse(contract: Con
     for bundle in ("empty", "directory", "nowhere", "x" * 5000):
         args = ("create", "--bundle", bundle, "x")
         contract.passed(contract.call(*args), *args)
+
+
+@pytest.mark.parametrize(
+    ("devices", "downstream", "ours"),
+    [
+        ("", "runc", True),
+        ("devices: auto\n", "runc", True),
+        ("devices: cdi\n", "nvidia-container-runtime", True),
+        ("devices: hook # c\n", "runc", True),
+        ("devices: chain\n", "runc", False),
+        ("devices: none\n", "runc", False),
+        ("", "nvidia-container-runtime", False),
+        ("devices: auto\n", "nvidia-container-runtime.cdi", False),
+    ],
+)
+def test_a_container_that_asks_for_devices_is_ours_unless_the_downstream_gives_them(
+    contract: Contract, devices: str, downstream: str, ours: bool
+) -> None:
+    program = contract.bin / downstream
+    if downstream != "runc":
+        program.unlink(missing_ok=True)
+        program.hardlink_to(contract.downstream)
+    contract.configure(f"downstream: {program}\nstate-dir: {contract.state}\n{devices}")
+    asking = ('{"process": {"env": ["NVIDIA_VISIBLE_DEVICES=all"]}}', '{"annotations": {"cdi.k8s.io/a": "b"}}')
+    for number, text in enumerate(asking):
+        args = ("create", "--bundle", str(contract.bundle(str(number), text)), "x")
+        called = contract.call(*args)
+        if ours:
+            assert contract.reason(called, *args) == "verb"
+        else:
+            assert called.served.exe == str(program)
+    args = ("create", "--bundle", str(contract.bundle("b", "{}")), "x")
+    assert contract.call(*args).served.exe == str(program)

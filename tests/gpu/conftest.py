@@ -26,8 +26,10 @@ class GpuMachine(Machine):
 
     patience = 280.0
 
-    def gpu_bundle(self, name: str, mode: str, *, devices: bool = True) -> Bundle:
-        """A bundle with this machine's GPUs; without `devices`, only what NVIDIA_VISIBLE_DEVICES says of them."""
+    def gpu_bundle(self, name: str, mode: str, *, devices: bool = True, driver: bool = True) -> Bundle:
+        """A bundle with this machine's GPUs; without `devices`, only what NVIDIA_VISIBLE_DEVICES says of them; without
+        `driver`, no library of it either.
+        """
         made = self.bundle(name)
         upper, inner = made.path.parent / f"{name}.upper", made.path.parent / f"{name}.work"
         upper.mkdir(), inner.mkdir()
@@ -49,12 +51,12 @@ class GpuMachine(Machine):
                 "PATH=/usr/local/nvidia/bin:/usr/bin:/bin",
                 "HOME=/tmp",
                 "NVIDIA_VISIBLE_DEVICES=all",
-                f"LD_LIBRARY_PATH={os.environ.get('LD_LIBRARY_PATH', '')}",
+                f"LD_LIBRARY_PATH={os.environ.get('LD_LIBRARY_PATH', '') if driver else ''}",
             ]
             process["cwd"] = "/"
-            if os.path.isdir("/usr/local/nvidia"):
-                driver = {"destination": "/usr/local/nvidia", "type": "bind", "source": "/usr/local/nvidia"}
-                config["mounts"].append({**driver, "options": ["rbind", "ro"]})
+            if driver and os.path.isdir("/usr/local/nvidia"):
+                libraries = {"destination": "/usr/local/nvidia", "type": "bind", "source": "/usr/local/nvidia"}
+                config["mounts"].append({**libraries, "options": ["rbind", "ro"]})
             if devices:
                 config["linux"]["devices"] = nodes
                 rules = [{"allow": True, "type": "c", "major": n["major"], "access": "rwm"} for n in nodes]
@@ -70,20 +72,28 @@ class GpuMachine(Machine):
         self.wait(lambda: len(lines(bundle)) >= 3, timeout=90)
         return bundle
 
+    def create(self, name: str, bundle: Bundle, **env: str) -> None:
+        """Run a container by grit-runtime until it has written three lines."""
+        self.grit("create", "--bundle", str(bundle.path), name, **env).ok()
+        self.grit("start", name).ok()
+        self.wait(lambda: len(lines(bundle)) >= 3, timeout=90)
+
     def capture(self, name: str, *flags: str) -> Path:
         """Checkpoint a container."""
         images = self.checkpoints / f"of-{name}"
         self.grit("checkpoint", *flags, "--image-path", str(images), name).ok()
         return images
 
-    def bring_back(self, images: Path, name: str, old: Bundle, **more: bool) -> Bundle:
+    def bring_back(
+        self, images: Path, name: str, old: Bundle, *, env: dict[str, str] | None = None, **more: bool
+    ) -> Bundle:
         """Restore as another container, whose data directory holds what the old one's did."""
         bundle = self.gpu_bundle(name, "none", **more)
         for file in old.data.iterdir():
             shutil.copy(file, bundle.data)
         # No source of a mount of the old container may be needed.
         shutil.move(old.path / "pods", old.path.parent / f"{old.path.name}.gone")
-        self.grit("restore", "-d", "--image-path", str(images), "--bundle", str(bundle.path), name).ok()
+        self.grit("restore", "-d", "--image-path", str(images), "--bundle", str(bundle.path), name, **(env or {})).ok()
         return bundle
 
     def goes_on(self, bundle: Bundle, count: int = 5) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.gpu.conftest import GpuMachine, References, lines
+from tests.gpu.conftest import PYTHON, GpuMachine, References, lines
 
 pytestmark = [pytest.mark.needs("root", "runc", "criu", "gpu"), pytest.mark.timeout(300)]
 
@@ -252,3 +253,49 @@ def test_a_runtime_killed_in_a_cuda_phase_costs_nothing(gpu: GpuMachine, referen
         gpu.grit(*restore).ok()
     gpu.goes_on(new)
     references.check("seeded", lines(new))
+
+
+@pytest.fixture
+def specs(tmp_path: Path) -> Path:
+    """A directory with the CDI spec of this machine, as NVIDIA's own program writes it."""
+    made = tmp_path / "cdi"
+    made.mkdir()
+    search = ["--library-search-path", "/usr/local/nvidia/lib64"] if os.path.isdir("/usr/local/nvidia") else []
+    hook = ["--nvidia-cdi-hook-path", shutil.which("nvidia-cdi-hook") or ""]
+    generate = ["nvidia-ctk", "cdi", "generate", "--output", str(made / "nvidia.yaml"), *search, *hook]
+    subprocess.run(generate, check=True, capture_output=True)
+    return made
+
+
+def _devices_come_with_the_container(gpu: GpuMachine, references: References, **env: str) -> None:
+    """Nothing of NVIDIA is in config.json: devices, libraries and their links are somebody else's, twice."""
+    old = gpu.gpu_bundle("old", "training", devices=False, driver=False)
+    gpu.create("old", old, **env)
+    images = gpu.capture("old")
+    new = gpu.bring_back(images, "new", old, env=env, devices=False, driver=False)
+    gpu.goes_on(new)
+    inside = "import torch; print(int(torch.ones(8, device='cuda').sum()))"
+    assert gpu.runc("exec", "new", PYTHON, "-c", inside).ok().out.strip() == "8"
+    again = gpu.capture("new")
+    third = gpu.bring_back(again, "third", new, env=env, devices=False, driver=False)
+    gpu.goes_on(third)
+    references.check("training", lines(third))
+
+
+@pytest.mark.needs("nvidia-ctk")
+def test_devices_by_a_cdi_spec_alone(gpu: GpuMachine, references: References, specs: Path) -> None:
+    gpu.configure(devices="cdi", cdi_spec_dirs=[str(specs)])
+    _devices_come_with_the_container(gpu, references)
+
+
+@pytest.mark.needs("nvidia-container-runtime")
+def test_devices_by_nvidias_runtime(gpu: GpuMachine, references: References, specs: Path) -> None:
+    runtime = shutil.which("nvidia-container-runtime")
+    settings = gpu.path / "nvidia-container-runtime/config.toml"
+    settings.parent.mkdir()
+    settings.write_text(
+        '[nvidia-container-runtime]\nmode = "cdi"\nruntimes = ["runc"]\n'
+        f'[nvidia-container-runtime.modes.cdi]\ndefault-kind = "nvidia.com/gpu"\nspec-dirs = ["{specs}"]\n'
+    )
+    gpu.configure(downstream=runtime)
+    _devices_come_with_the_container(gpu, references, XDG_CONFIG_HOME=str(gpu.path))

@@ -401,3 +401,30 @@ def test_a_source_that_was_replaced_while_the_container_ran(machine: Machine) ->
     assert [entry.deleted for entry in entries if entry.mountpoint == "/etc/hosts2"] == [True]
     restore(machine, taken, new)
     assert inside(machine, "/etc/hosts2") == "new"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_source_that_is_a_link_is_followed(machine: Machine, kind: str) -> None:
+    """As NVIDIA's driver on some hosts has its JSON files."""
+    bundles = []
+    for name in ("old", "new"):
+        bundle = machine.bundle(name)
+        source = bundle.path / "pods/real"
+        if kind == "directory":
+            source.mkdir()
+            (source / "content").write_text(name)
+        else:
+            source.write_text(name)
+        link = bundle.path / "pods/link"
+        link.symlink_to(source)
+        mount(bundle, "/linked", link)
+        bundles.append(bundle)
+    old, new = bundles
+    machine.start("old", old)
+    images = str(machine.checkpoints / "c")
+    machine.grit("checkpoint", "--image-path", images, "old").ok()
+    shutil.copy(old.data / "out", new.data / "out")
+    machine.grit("restore", "-d", "--image-path", images, "--bundle", str(new.path), "new").ok()
+    machine.counts(new)
+    path = "/linked/content" if kind == "directory" else "/linked"
+    assert machine.runc("exec", "new", "/bin/cat", path).ok().out == "new"
