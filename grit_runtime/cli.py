@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
+from collections.abc import Callable
 from dataclasses import asdict
 
 import click
 
-from grit_runtime import __version__
+from grit_runtime import __version__, engines, registration
 from grit_runtime.checkpoint import export as writing
 from grit_runtime.config import Config
 from grit_runtime.errors import GritError
@@ -71,9 +73,54 @@ def export(checkpoint: str, file: str) -> int:
     CHECKPOINT is the directory with grit.json. FILE must not exist. checkpointctl reads it, and so do `restore` and the
     annotation.
     """
-    try:
+
+    def write() -> int:
         writing.export(os.path.abspath(checkpoint), os.path.abspath(file))
+        return 0
+
+    return _said(write)
+
+
+_engine = click.option("--engine", type=click.Choice(engines.ENGINES), required=True, help="The engine.")
+_root = click.option(
+    "--root", default="/", show_default=True, type=click.Path(file_okay=False), help="Where the host's files are."
+)
+_dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+
+
+@_commands.command()
+@_engine
+@click.option("--name", default="grit", show_default=True, help="What the engine is to know the runtime as.")
+@click.option("--program", default=None, type=click.Path(), help="The launcher.  [default: this installation's]")
+@_root
+@_dry_run
+def install(engine: str, name: str, program: str | None, root: str, dry_run: bool) -> int:
+    """Register the runtime with an engine.
+
+    A drop-in is written where the engine takes one; no file is changed that isn't ours. Exits with 1 if something is
+    left for you to do, which is printed.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name):
+        raise click.BadParameter(f"{name!r}: a-z, 0-9 and - make a name of a runtime")
+    path = os.path.abspath(program) if program else registration.launcher()
+    return _said(lambda: registration.install(engine, name, path, root=root, dry_run=dry_run, say=click.echo))
+
+
+@_commands.command()
+@_engine
+@_root
+@_dry_run
+def uninstall(engine: str, root: str, dry_run: bool) -> int:
+    """Take away what `install` wrote for an engine.
+
+    A file that was changed since stays. Exits with 1 then.
+    """
+    return _said(lambda: registration.uninstall(engine, root=root, dry_run=dry_run, say=click.echo))
+
+
+def _said(do: Callable[[], int]) -> int:
+    try:
+        return do()
     except GritError as err:
         click.echo(f"grit-runtime: {err}", err=True)
         return 1
-    return 0

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from grit_runtime import documents
 from grit_runtime.errors import DownstreamError
 from grit_runtime.host import files, run
 from grit_runtime.oci import log
@@ -68,7 +69,7 @@ def _edited(program: str, config: dict[str, Any], rootfs: str, scratch: str, tim
     nothing = run.find_program("true", env)
     if nothing is None:
         raise DownstreamError(f"{program} cannot be asked for devices: there is no program `true` in PATH")
-    files.write_atomically(own, _toml(_with_runtime(_read_toml(settings), nothing)).encode())
+    files.write_atomically(own, documents.dump_toml(_with_runtime(_read_toml(settings), nothing)).encode())
     root = {**(config.get("root") or {}), "path": rootfs}
     file, log_file = os.path.join(scratch, "config.json"), os.path.join(scratch, "log")
     files.write_atomically(file, json.dumps({**config, "root": root}).encode())
@@ -144,20 +145,3 @@ def _read_toml(path: str) -> dict[str, Any]:
 def _with_runtime(settings: dict[str, Any], program: str) -> dict[str, Any]:
     section = settings.get(_SECTION)
     return {**settings, _SECTION: {**(section if isinstance(section, dict) else {}), "runtimes": [program]}}
-
-
-def _toml(settings: dict[str, Any], name: str = "") -> str:
-    """Write what the toolkit's configuration holds: tables of strings, numbers, truth values and lists of them."""
-    lines = [f"[{name}]"] if name else []
-    lines += [f"{_word(key)} = {_word(value)}" for key, value in settings.items() if not isinstance(value, dict)]
-    tables = [
-        _toml(value, f"{name}.{_word(key)}" if name else _word(key))
-        for key, value in settings.items()
-        if isinstance(value, dict)
-    ]
-    return "\n".join([*lines, "", *tables])
-
-
-def _word(value: Any) -> str:
-    """As JSON, which TOML reads too, but for DEL, and for what JSON writes as two surrogates."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

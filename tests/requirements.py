@@ -64,6 +64,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "runc": _program("runc"),
     "criu": _criu,
     "containerd": _program("containerd"),
+    "podman": _program("podman"),
     "cc": _program("cc"),
     "zstd": _program("zstd"),
     "busybox": _program("busybox"),

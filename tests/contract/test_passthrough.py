@@ -92,6 +92,8 @@ def test_arguments_reach_the_downstream_as_they_are(contract: Contract, args: tu
         ("recover",),
         ("config",),
         ("export", "a", "b"),
+        ("install", "--engine", "podman"),
+        ("uninstall", "--engine", "podman"),
         ("--root", "/r", "--log=/l", "-debug", "checkpoint", "--image-path", "/i", "x"),
         ("-root=/r", "restore", "x"),
         ("--log", "state", "restore", "x"),

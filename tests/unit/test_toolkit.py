@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grit_runtime import toolkit
+from grit_runtime import documents, toolkit
 
 NVIDIA = {"path": "/usr/bin/nvidia-container-runtime-hook", "args": ["nvidia-container-runtime-hook", "prestart"]}
 OTHER = {"path": "/opt/other", "args": ["other"]}
@@ -42,7 +42,12 @@ def test_it_is_known_by_its_name(program: str, answer: bool) -> None:
     assert toolkit.is_runtime(program) is answer
 
 
-_plain = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(codec="utf-8")) | st.lists(st.text())
+_plain = (
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.text(st.characters(codec="utf-8"))
+    | st.lists(st.text() | st.dictionaries(st.text(max_size=5), st.integers(), max_size=2))
+)
 _tables = st.recursive(
     st.dictionaries(st.text(max_size=9), _plain, max_size=4),
     lambda inner: st.dictionaries(st.text(max_size=9), inner | _plain, max_size=4),
@@ -52,7 +57,7 @@ _tables = st.recursive(
 
 @given(_tables)
 def test_what_is_written_is_what_was_read(settings: dict[str, Any]) -> None:
-    assert tomllib.loads(toolkit._toml(settings)) == settings
+    assert tomllib.loads(documents.dump_toml(settings)) == settings
 
 
 def test_only_the_low_level_runtime_is_another() -> None:
