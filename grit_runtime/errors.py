@@ -37,6 +37,10 @@ class CdiError(GritError):
     """What a container asks for by the Container Device Interface, or the specs that should have it."""
 
 
+class UnknownDeviceError(CdiError):
+    """No spec of this node has it."""
+
+
 class CheckpointError(GritError):
     """What lies in a checkpoint directory, or doesn't."""
 

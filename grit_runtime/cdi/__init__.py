@@ -11,15 +11,9 @@ from typing import Any
 from grit_runtime.cdi.edits import Node, apply, look
 from grit_runtime.cdi.registry import Registry, scan
 from grit_runtime.cdi.request import requested
-from grit_runtime.errors import CdiError
+from grit_runtime.errors import UnknownDeviceError
 
-__all__ = ["inject", "known", "requested"]
-
-
-def known(devices: Sequence[str], directories: Sequence[str]) -> bool:
-    """Whether the specs know every one of the devices."""
-    registry = scan(directories)
-    return all(device in registry.devices for device in devices)
+__all__ = ["inject", "requested"]
 
 
 def inject(
@@ -36,12 +30,15 @@ def inject(
         look_at: what is at a path of the host.
 
     Raises:
-        CdiError: no spec knows one of them, or what it says of it can't be had.
+        UnknownDeviceError: no spec knows one of them.
+        CdiError: what a spec says of them can't be had.
     """
     registry = scan(directories)
     missing = [device for device in devices if device not in registry.devices]
     if missing:
-        raise CdiError(f"unresolvable CDI devices {', '.join(missing)}", hint=_why(registry, missing, directories))
+        raise UnknownDeviceError(
+            f"unresolvable CDI devices {', '.join(missing)}", hint=_why(registry, missing, directories)
+        )
     return apply(config, registry.edits(devices), look_at)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from grit_runtime import cdi, names, toolkit
 from grit_runtime.config import Config
 from grit_runtime.downstream import Downstream
-from grit_runtime.errors import BundleError, CdiError, DownstreamError, RestoreError
+from grit_runtime.errors import BundleError, CdiError, DownstreamError, RestoreError, UnknownDeviceError
 from grit_runtime.host import files, run
 from grit_runtime.oci.bundle import Bundle
 from grit_runtime.workflow.context import Context
@@ -91,6 +91,9 @@ def _edited(config: Config, program: str, bundle: Bundle) -> tuple[str, dict[str
                 f"the hook {config.nvidia_hook} is not in PATH", hint="set `nvidia-hook` in the configuration"
             )
         return names.DEVICES_HOOK, toolkit.with_hook(bundle.config, hook)
-    if config.devices == names.DEVICES_AUTO and not cdi.known(wanted, config.cdi_spec_dirs):
-        return None
-    return names.DEVICES_CDI, cdi.inject(bundle.config, wanted, config.cdi_spec_dirs)
+    try:
+        return names.DEVICES_CDI, cdi.inject(bundle.config, wanted, config.cdi_spec_dirs)
+    except UnknownDeviceError:
+        if config.devices == names.DEVICES_AUTO:
+            return None
+        raise
