@@ -160,3 +160,19 @@ def test_what_somebody_changed_is_neither_written_over_nor_removed(host: _Host, 
     assert any("left for you" in line for line in host.said)
     assert host.uninstall(engine) == 1
     assert [path.read_text() for path in changed] == before
+
+
+EXAMPLES = {
+    "crio/90-grit.conf": ("cri-o", 0),
+    "podman/90-grit.conf": ("podman", 0),
+    "docker/daemon.json": ("docker", 0),
+    "k3s/config.toml.tmpl": ("k3s", 0),
+    "k3s/config-v3.toml.tmpl": ("k3s", 1),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_are_what_is_written(name: str) -> None:
+    engine, number = EXAMPLES[name]
+    example = Path(__file__).parent.parent.parent / "examples" / name
+    assert example.read_text() == _register(engine).files[number].text
