@@ -2,19 +2,20 @@
 
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 
 import click
 
-from grit_runtime import __version__, engines, registration
+from grit_runtime import __version__
 from grit_runtime.checkpoint import export as writing
 from grit_runtime.config import Config
+from grit_runtime.engines import ENGINES
 from grit_runtime.errors import GritError
 from grit_runtime.host.workspace import remove_if_empty
 from grit_runtime.oci.argv import Invocation
 from grit_runtime.workflow import recover as recovery
+from grit_runtime.workflow import register
 
 
 def run(config: Config, invocation: Invocation) -> int:
@@ -81,41 +82,58 @@ def export(checkpoint: str, file: str) -> int:
     return _said(write)
 
 
-_engine = click.option("--engine", type=click.Choice(engines.ENGINES), required=True, help="The engine.")
-_root = click.option(
-    "--root", default="/", show_default=True, type=click.Path(file_okay=False), help="Where the host's files are."
-)
-_dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+_engine = click.option("--engine", type=click.Choice(list(ENGINES)), required=True, help="The engine.")
+_name = click.option("--runtime-name", default="grit", show_default=True, help="What the engine knows the runtime as.")
+_root = click.option("--root", default="/", show_default=True, type=click.Path(), help="Where the node's files are.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Show the difference, and change nothing.")
 
 
 @_commands.command()
 @_engine
-@click.option("--name", default="grit", show_default=True, help="What the engine is to know the runtime as.")
-@click.option("--program", default=None, type=click.Path(), help="The launcher.  [default: this installation's]")
+@_name
+@click.option("--binary", default="", help="The launcher, as the engine sees it.  [default: this installation's]")
+@click.option(
+    "--copy-section",
+    is_flag=True,
+    help="containerd 1 takes each plugin's settings from the last file that has them: copy those of the CRI plugin.",
+)
 @_root
 @_dry_run
-def install(engine: str, name: str, program: str | None, root: str, dry_run: bool) -> int:
+def install(engine: str, runtime_name: str, binary: str, copy_section: bool, root: str, dry_run: bool) -> int:
     """Register the runtime with an engine.
 
-    A drop-in is written where the engine takes one; no file is changed that isn't ours. Exits with 1 if something is
-    left for you to do, which is printed.
+    One file of ours is written where the engine takes one, and the difference shown; no file is changed that isn't
+    ours. Exits with 1 if something is left for you to do, which is said on standard error.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name):
-        raise click.BadParameter(f"{name!r}: a-z, 0-9 and - make a name of a runtime")
-    path = os.path.abspath(program) if program else registration.launcher()
-    return _said(lambda: registration.install(engine, name, path, root=root, dry_run=dry_run, say=click.echo))
+    return _register(
+        lambda: register.install(
+            engine, name=runtime_name, binary=binary, root=root, dry_run=dry_run, copy_section=copy_section
+        )
+    )
 
 
 @_commands.command()
 @_engine
+@_name
 @_root
 @_dry_run
-def uninstall(engine: str, root: str, dry_run: bool) -> int:
+def uninstall(engine: str, runtime_name: str, root: str, dry_run: bool) -> int:
     """Take away what `install` wrote for an engine.
 
-    A file that was changed since stays. Exits with 1 then.
+    A file that somebody changed since stays. Exits with 1 then.
     """
-    return _said(lambda: registration.uninstall(engine, root=root, dry_run=dry_run, say=click.echo))
+    return _register(lambda: register.uninstall(engine, name=runtime_name, root=root, dry_run=dry_run))
+
+
+def _register(do: Callable[[], register.Outcome]) -> int:
+    def say() -> int:
+        outcome = do()
+        click.echo(outcome.diff, nl=False)
+        for line in outcome.lines:
+            click.echo(line, err=True)
+        return outcome.code
+
+    return _said(say)
 
 
 def _said(do: Callable[[], int]) -> int:

@@ -1,11 +1,11 @@
-"""Documents that people and other programs write: YAML, and JSON schemas.
+"""Documents that people and other programs write: YAML, TOML, and JSON schemas.
 
-The one place that knows PyYAML and jsonschema; both are imported only when there is something to read.
+The one place that knows PyYAML, jsonschema and tomli_w; they are imported when needed only.
 """
 
 import json
 import os
-import re
+import tomllib
 from typing import Any
 
 _MAX_NODES = 500_000
@@ -56,36 +56,19 @@ def violations(data: Any, schema: str) -> list[str]:
     return [f"{'.'.join(str(p) for p in e.path) or 'top level'}: {e.message}" for e in found]
 
 
-def dump_toml(table: dict[str, Any], name: str = "") -> str:
-    """Write a table as TOML, which the standard library only reads (tomllib).
-
-    Args:
-        name: the table's own, quoted and with dots, if it isn't the top level.
-    """
-    lines = [f"{_toml_key(key)} = {_toml_word(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    tables = [
-        dump_toml(value, f"{name}.{_toml_key(key)}" if name else _toml_key(key))
-        for key, value in table.items()
-        if isinstance(value, dict)
-    ]
-    if name and (lines or not tables):  # a table that only holds others needs no line, and may stand elsewhere
-        lines = [f"[{name}]", *lines]
-    return "\n".join([*lines, "", *tables] if lines else tables)
+def load_toml(text: str) -> dict[str, Any]:
+    """Parse TOML. Raises ValueError: it isn't TOML; the message says where."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_word(key)
+def dump_toml(table: dict[str, Any]) -> str:
+    """Write a table as TOML, which the standard library only reads. Tables come after the plain values beside them."""
+    import tomli_w
 
-
-def _toml_word(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_word(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml_word, value)) + "]"
-    if isinstance(value, (str, bool, int, float)):
-        # As JSON, but for DEL, and for what JSON writes as two surrogates.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value.isoformat())  # dates and times
+    return tomli_w.dumps(table)
 
 
 def _require_bounded(data: Any) -> None:

@@ -7,7 +7,6 @@ is called for `create` here, on a copy of config.json, with a low-level runtime 
 
 import json
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -134,11 +133,11 @@ def _behind_wrapper(program: str, env: Mapping[str, str]) -> tuple[str, str]:
 
 def _read_toml(path: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as stream:
-            return tomllib.load(stream)
+        with open(path, encoding="utf-8") as stream:
+            return documents.load_toml(stream.read())
     except FileNotFoundError:
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+    except ValueError as err:
         raise DownstreamError(f"{path} is not valid TOML: {err}") from None
 
 

@@ -3,6 +3,7 @@
 In CI (`CI` is set) a missing requirement is a failure, not a skip; the GPU aside.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -19,16 +20,24 @@ APPLICATIONS = DEPS / "applications.tar"
 CHECKPOINTCTL = DEPS / "checkpointctl"
 
 
-def containerds() -> dict[str, Path]:
-    """The containerds whose CRI is tested: version to the folder with their programs, the oldest first."""
-    found = {path.name: path for path in (DEPS / "containerd").glob("[0-9]*")}
+def every_containerd() -> dict[str, Path]:
+    """The containerds of this machine, the oldest first: version to the program; its others lie beside it."""
+    found = {path.name: path / "containerd" for path in (DEPS / "containerd").glob("[0-9]*")}
     own = shutil.which("containerd")
-    if not found and own:
+    if own:
         said = subprocess.run([own, "--version"], capture_output=True, text=True, check=False).stdout
         version = re.search(r" v?(\d+\.\d+\.\d+)", said)
-        found = {version[1]: Path(own).parent} if version else {}
-    numbers = {name: tuple(int(word) for word in re.findall(r"\d+", name)) for name in found}
-    return {name: found[name] for name in sorted(found, key=lambda n: numbers[n]) if numbers[name] >= (1, 7)}
+        found |= {version[1]: Path(own)} if version else {}
+    return dict(sorted(found.items(), key=lambda item: _numbers(item[0])))
+
+
+def containerds() -> dict[str, Path]:
+    """Those whose CRI is tested: version to the folder with their programs, the oldest first."""
+    return {name: path.parent for name, path in every_containerd().items() if _numbers(name) >= (1, 7)}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in re.findall(r"\d+", version))
 
 
 def _program(name: str) -> Callable[[], str | None]:
@@ -37,6 +46,10 @@ def _program(name: str) -> Callable[[], str | None]:
 
 def _named(variable: str) -> Callable[[], str | None]:
     return lambda: None if os.environ.get(variable) else f"{variable} names none"
+
+
+def _module(name: str) -> Callable[[], str | None]:
+    return lambda: None if importlib.util.find_spec(name) else f"no Python package {name}: `make deps`"
 
 
 def _criu() -> str | None:
@@ -65,6 +78,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "criu": _criu,
     "containerd": _program("containerd"),
     "podman": _program("podman"),
+    "kubernetes-validate": _module("kubernetes_validate"),
     "cc": _program("cc"),
     "zstd": _program("zstd"),
     "busybox": _program("busybox"),

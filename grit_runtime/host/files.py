@@ -4,7 +4,10 @@ import errno
 import json
 import os
 import shutil
+import stat
 from typing import Any
+
+_MAX_LINKS = 40  # the kernel's own limit (fs/namei.c, MAXSYMLINKS)
 
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600, *, sync: bool = False) -> None:
@@ -99,7 +102,7 @@ def open_beneath(root: str, inner: str, flags: int) -> int:
         FileNotFoundError: it isn't there, nor is anything in its place on the way.
         OSError: a link or a file is in the way.
     """
-    words = [word for word in inner.split("/") if word not in ("", ".")]
+    words = _words(inner)
     if ".." in words:
         raise OSError(errno.EXDEV, f"{inner} leads out of {root}")
     fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -125,12 +128,50 @@ def lstat_beneath(root: str, inner: str) -> os.stat_result:
         os.close(fd)
 
 
+def trusted_path(root: str, path: str) -> str:
+    """Where `path` leads with `root` for `/`, by directories and links that only root or we could have made.
+
+    What isn't there yet is taken as it stands.
+
+    Raises:
+        OSError: a link or directory on the way belongs to somebody else, or anybody may write to it.
+    """
+    pending, done, links = _words(path), list[str](), 0
+    while pending:
+        word = pending.pop(0)
+        if word == "..":
+            del done[-1:]
+            continue
+        place = os.path.join(root, *done, word)
+        try:
+            there = os.lstat(place)
+        except FileNotFoundError:
+            done.append(word)
+            continue
+        if there.st_uid not in (0, os.geteuid()) or (stat.S_ISDIR(there.st_mode) and there.st_mode & 0o002):
+            raise OSError(errno.EPERM, "not root's alone", place)
+        if not stat.S_ISLNK(there.st_mode):
+            done.append(word)
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), place)
+        target = os.readlink(place)
+        done = [] if target.startswith("/") else done
+        pending = _words(target) + pending
+    return os.path.join(root, *done)
+
+
 def remove_tree(path: str) -> None:
     """Remove a directory of ours and everything in it; nothing if it isn't there. Links are removed, not followed."""
     try:
         shutil.rmtree(path)
     except FileNotFoundError:
         return
+
+
+def _words(path: str) -> list[str]:
+    return [word for word in path.split("/") if word not in ("", ".")]
 
 
 def _temporary(path: str) -> str:

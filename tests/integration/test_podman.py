@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from grit_runtime import engines, registration
+from grit_runtime.workflow import register
 from tests.requirements import RUNTIME
 
 pytestmark = [pytest.mark.needs("root", "runc", "criu", "busybox", "podman", "runtime"), pytest.mark.timeout(180)]
@@ -26,11 +26,12 @@ class Podman:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        said: list[str] = []
-        host = path / "host"
-        assert registration.install("podman", "grit", str(RUNTIME), root=str(host), dry_run=False, say=said.append) == 0
+        made = register.install(
+            "podman", name="grit", binary=str(RUNTIME), root=str(path / "host"), dry_run=False, copy_section=False
+        )
+        assert made.code == 0, made.lines
         conf = path / "containers.conf"
-        drop_in = (host / engines.PODMAN_DROP_IN[1:]).read_text()
+        drop_in = (path / "host/etc/containers/containers.conf.d/90-grit.conf").read_text()
         conf.write_text(f'[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n{drop_in}')
         (path / "grit.yaml").write_text(f"state-dir: {path}/state\nlog-dir: {path}/logs\n")
         self.env = {**os.environ, "CONTAINERS_CONF": str(conf), "GRIT_RUNTIME_CONFIG": str(path / "grit.yaml")}

@@ -1,178 +1,223 @@
-"""What registering with an engine writes, and what it leaves to the site."""
+"""What is written for each engine, of what is there: pure."""
 
 import json
 import tomllib
-from pathlib import Path
+from fnmatch import fnmatch
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from grit_runtime import engines, registration
-from grit_runtime.errors import ConfigError
+from grit_runtime.engines import ENGINES, containerd, docker, k3s, mark
+from grit_runtime.engines.mark import Whose
+from grit_runtime.engines.plan import Plan, Request, toml_table
+from grit_runtime.errors import ConfigError, UsageError
 
-PROGRAM = "/usr/local/bin/grit-runtime"
-NODE = """version = 2
+BINARY = "/usr/local/bin/grit-runtime"
+IMPORTS = 'imports = ["/etc/containerd/conf.d/*.toml"]\n'
+DROP_IN = "/etc/containerd/conf.d/zz-grit.toml"
+NODE = f"""version = 2
+{IMPORTS}
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "my/pause"
-[plugins."io.containerd.grpc.v1.cri".containerd]
-  default_runtime_name = "nvidia"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia]
+  sandbox_image = "mine/pause"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia.options]
-    BinaryName = "/usr/bin/nvidia-container-runtime"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
     SystemdCgroup = true
 """
-IMPORTS = f'imports = ["{engines.CONTAINERD_DROP_IN}"]\n'
+NODE3 = NODE.replace("version = 2", "version = 3").replace("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime")
 
 
-def _register(engine: str, version: tuple[int, ...] = (2, 1), **there: str) -> engines.Registration:
-    known = {"main": engines.CONTAINERD, "docker": engines.DOCKER, "k3s": engines.K3S}
-    content = {known[key]: text for key, text in there.items()}
-    return engines.register(engine, "grit", PROGRAM, content.get, version)
+class Files(dict[str, str]):
+    """A tree in memory."""
+
+    def read(self, path: str) -> str | None:
+        return self.get(path)
+
+    def match(self, pattern: str) -> tuple[str, ...]:
+        return tuple(sorted(path for path in self if fnmatch(path, pattern)))
 
 
-def test_containerd_2_merges_so_the_drop_in_holds_the_runtime_alone() -> None:
-    made = _register(
-        "containerd", main=IMPORTS + NODE.replace("version = 2", "version = 3").replace("grpc.v1.cri", "cri.v1.runtime")
+def _plan(files: dict[str, str], engine: str = "containerd", **request: Any) -> Plan:
+    return ENGINES[engine].plan(Files(files), Request(**{"name": "grit", "binary": BINARY, **request}))
+
+
+def _section(plan: Plan, version: int) -> dict[str, Any]:
+    section: dict[str, Any] = tomllib.loads(plan.text)["plugins"][containerd.SECTION[version]]
+    return section
+
+
+def test_a_plain_node_with_containerd_1_keeps_its_default_runtime() -> None:
+    plan = _plan({containerd.MAIN: "version = 2\n" + IMPORTS})
+    assert (plan.path, plan.refused, plan.missing) == (DROP_IN, "", ())
+    assert tomllib.loads(plan.text)["version"] == 2
+    section = _section(plan, 2)
+    assert section["enable_cdi"] is True
+    assert set(section["containerd"]["runtimes"]) == {"runc", "grit"}
+    grit = section["containerd"]["runtimes"]["grit"]
+    assert grit["pod_annotations"] == grit["container_annotations"] == ["grit.dev/*"]
+    assert grit["options"] == {"BinaryName": BINARY}
+
+
+@pytest.mark.parametrize(("text", "version"), [("", 1), ("version = 2\n", 2), ("version = 3\n", 3)])
+def test_a_drop_in_has_the_version_of_the_main_file(text: str, version: int) -> None:
+    plan = _plan({containerd.MAIN: text + IMPORTS})
+    assert tomllib.loads(plan.text).get("version", 1) == version
+    assert "grit" in _section(plan, version)["containerd"]["runtimes"]
+
+
+def test_without_the_import_the_line_to_add_is_said() -> None:
+    (missing,) = _plan({containerd.MAIN: "version = 2\n"}).missing
+    assert '`imports = ["/etc/containerd/conf.d/*.toml"]`' in missing
+    (missing,) = _plan({}, major=2).missing
+    assert missing.endswith('version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]')
+
+
+def test_a_folder_that_is_imported_already_is_taken() -> None:
+    plan = _plan({containerd.MAIN: 'version = 3\nimports = ["/a/b.toml", "config.d/*.toml"]\n'})
+    assert (plan.path, plan.missing) == ("/etc/containerd/config.d/zz-grit.toml", ())
+    assert plan.path in containerd.places(Files({containerd.MAIN: 'imports = ["config.d/*.toml"]\n'}), "grit")
+
+
+def test_a_section_that_containerd_1_would_replace_is_refused_or_copied() -> None:
+    plan = _plan({containerd.MAIN: NODE})
+    assert plan.text == ""
+    assert 'runtimes.grit.options]\nSystemdCgroup = true\nBinaryName = "/usr/local/bin/grit-runtime"' in plan.refused
+    plan = _plan({containerd.MAIN: NODE}, copy_section=True)
+    section = _section(plan, 2)
+    assert section["sandbox_image"] == "mine/pause"
+    runtimes = section["containerd"]["runtimes"]
+    assert runtimes["runc"]["options"] == {"SystemdCgroup": True}
+    assert runtimes["grit"]["options"] == {"SystemdCgroup": True, "BinaryName": BINARY}
+    assert "# Copied from /etc/containerd/config.toml" in plan.text
+    again = _plan({containerd.MAIN: NODE, DROP_IN: plan.text}, copy_section=True)
+    assert again.text == plan.text, "our own file is not what is copied"
+
+
+def test_the_last_file_with_the_section_is_the_one_that_is_copied_and_none_may_come_behind() -> None:
+    other = "version = 2\n" + NODE.split("\n", 2)[2].replace("mine/pause", "other/pause")
+    place = "/etc/containerd/conf.d/99-nvidia.toml"
+    plan = _plan({containerd.MAIN: NODE, place: other}, copy_section=True)
+    assert _section(plan, 2)["sandbox_image"] == "other/pause"
+    assert plan.missing == ()
+    behind = "/etc/containerd/conf.d/zzz.toml"
+    (missing,) = _plan({containerd.MAIN: NODE, behind: other}, copy_section=True).missing
+    assert missing.startswith(behind)
+    later = NODE.replace('conf.d/*.toml"]', 'conf.d/*.toml", "/etc/containerd/later.toml"]')
+    (missing,) = _plan({containerd.MAIN: later, "/etc/containerd/later.toml": other}, copy_section=True).missing
+    assert missing.startswith("/etc/containerd/later.toml")
+
+
+@pytest.mark.parametrize(("text", "version", "major"), [(NODE3, 3, None), (NODE, 2, 2)])
+def test_containerd_2_merges_so_nothing_is_copied(text: str, version: int, major: int | None) -> None:
+    plan = _plan({containerd.MAIN: text}, major=major)
+    section = _section(plan, version)
+    assert "sandbox_image" not in section
+    assert list(section["containerd"]["runtimes"]) == ["grit"]
+    assert section["containerd"]["runtimes"]["grit"]["options"]["SystemdCgroup"] is True
+
+
+def test_the_handler_is_as_the_default_runtime_and_a_foreign_program_is_named() -> None:
+    nvidia = (
+        '[plugins."io.containerd.cri.v1.runtime".containerd]\ndefault_runtime_name = "nvidia"\n'
+        '[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.nvidia]\nruntime_type = "io.containerd.runc.v2"\n'
+        'pod_annotations = ["x/*"]\n'
+        '[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.nvidia.options]\nBinaryName = "/n"\nRoot = "/r"\n'
     )
-    assert made.todo == ()
-    (file,) = made.files
-    options = {"BinaryName": PROGRAM, "SystemdCgroup": True}
-    handler = {"runtime_type": "io.containerd.runc.v2", "options": options}
-    handler |= {"pod_annotations": ["grit.dev/*"], "container_annotations": ["grit.dev/*"]}
-    assert tomllib.loads(file.content) == {
-        "version": 3,
-        "plugins": {"io.containerd.cri.v1.runtime": {"containerd": {"runtimes": {"grit": handler}}}},
-    }
+    plan = _plan({containerd.MAIN: NODE3 + nvidia})
+    grit = _section(plan, 3)["containerd"]["runtimes"]["grit"]
+    assert grit["pod_annotations"] == ["x/*", "grit.dev/*"]
+    assert grit["options"] == {"BinaryName": BINARY, "Root": "/r"}
+    assert plan.notes == ("the node's default runtime is /n: name it as `downstream` in our configuration",)
 
 
-def test_the_drop_in_is_of_the_main_files_version() -> None:
-    """One of another takes the main file's own settings away, or isn't read (containerd 2.1)."""
-    (file,) = _register("containerd", main=IMPORTS + NODE).files
-    assert tomllib.loads(file.content)["version"] == 2
+def test_a_handler_that_is_there_by_another_s_hand() -> None:
+    grit = (
+        '[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.grit]\npod_annotations = ["grit.dev/*"]\n'
+        'container_annotations = ["grit.dev/*"]\n'
+        f'[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.grit.options]\nBinaryName = "{BINARY}"\n'
+    )
+    plan = _plan({containerd.MAIN: NODE3 + grit})
+    assert (plan.text, plan.refused, plan.missing) == ("", "", ())
+    assert _plan({containerd.MAIN: NODE3 + grit.replace("grit.dev", "x")}).missing
+    assert "choose another" in _plan({containerd.MAIN: NODE3 + grit}, binary="/other").refused
 
 
-@pytest.mark.parametrize("version", [(1, 6), (1, 7)])
-def test_containerd_1_takes_plugins_whole_so_the_drop_in_holds_all(version: tuple[int, int]) -> None:
-    made = _register("containerd", version, main=IMPORTS + NODE)
-    (file,) = made.files
-    plugin = tomllib.loads(file.content)["plugins"]["io.containerd.grpc.v1.cri"]
-    assert plugin["sandbox_image"] == "my/pause"
-    assert plugin["containerd"]["default_runtime_name"] == "nvidia"
-    assert set(plugin["containerd"]["runtimes"]) == {"nvidia", "grit"}
-    assert plugin.get("enable_cdi") is (True if version == (1, 7) else None)
-    assert "install again" in made.notes[0]
-
-
-def test_a_node_without_a_configuration_gets_one_that_imports_the_drop_in() -> None:
-    made = _register("containerd")
-    assert [file.path for file in made.files] == [engines.CONTAINERD_DROP_IN, engines.CONTAINERD]
-    assert tomllib.loads(made.files[1].content) == {"version": 3, "imports": [engines.CONTAINERD_DROP_IN]}
-    assert made.todo == ()
-
-
-@pytest.mark.parametrize("imports", ["", 'imports = ["/etc/other.toml"]\n'])
-def test_a_main_file_that_imports_nothing_of_ours_is_left_alone(imports: str) -> None:
-    made = _register("containerd", main=imports + NODE)
-    assert [file.path for file in made.files] == [engines.CONTAINERD_DROP_IN]
-    assert engines.CONTAINERD_DROP_IN in made.todo[0]
-    assert ("/etc/other.toml" in made.todo[0]) is bool(imports)
-
-
-@pytest.mark.parametrize("listed", ["/etc/containerd/conf.d/*.toml", engines.CONTAINERD_DROP_IN])
-def test_one_that_imports_it_needs_nothing(listed: str) -> None:
-    assert _register("containerd", main=f'imports = ["{listed}"]\n{NODE}').todo == ()
-
-
-def test_a_configuration_of_version_1_has_to_be_migrated() -> None:
-    with pytest.raises(ConfigError, match="config migrate"):
-        _register("containerd", main='[plugins.cri]\nsandbox_image = "x"\n')
+def test_what_else_would_keep_containerd_from_it() -> None:
+    (missing,) = _plan({containerd.MAIN: f'version = 2\n{IMPORTS}disabled_plugins = ["cri"]\n'}).missing
+    assert "disables the CRI plugin: take 'cri'" in missing
+    assert "give it `version = 3`" in _plan({containerd.MAIN: IMPORTS}, major=2).refused
     with pytest.raises(ConfigError, match="not valid TOML"):
-        _register("containerd", main="[")
+        _plan({containerd.MAIN: "version = "})
 
 
-def test_docker() -> None:
-    (file,) = _register("docker").files
-    assert json.loads(file.content) == {"runtimes": {"grit": {"path": PROGRAM}}}
-    assert _register("docker", docker=file.content).todo == ()
-    assert _register("docker", docker=file.content[:-2] + ', "debug": true}').todo == ()
-    other = _register("docker", docker='{"debug": true}')
-    assert other.files == ()
-    assert f'"grit": {{"path": "{PROGRAM}"}}' in other.todo[0]
+def test_k3s_gets_a_drop_in_or_a_template() -> None:
+    etc = "/var/lib/rancher/k3s/agent/etc/containerd"
+    newer = NODE3.replace("/etc/containerd/conf.d", f"{etc}/config-v3.toml.d")
+    plan = _plan({k3s.MAIN: newer}, "k3s")
+    assert plan.path == f"{etc}/config-v3.toml.d/zz-grit.toml"
+    assert _section(plan, 3)["containerd"]["runtimes"]["grit"]["options"]["SystemdCgroup"] is True
+    for text, path, version in (
+        (NODE3, f"{etc}/config-v3.toml.tmpl", 3),
+        (NODE, f"{etc}/config.toml.tmpl", 2),
+        (None, f"{etc}/config-v3.toml.tmpl", 3),
+    ):
+        plan = _plan({} if text is None else {k3s.MAIN: text}, "k3s")
+        assert plan.path == path
+        rendered = plan.text.replace('{{ template "base" . }}', "").replace("{{ .SystemdCgroup }}", "true")
+        grit = tomllib.loads(rendered)["plugins"][containerd.SECTION[version]]["containerd"]["runtimes"]["grit"]
+        assert grit["options"] == {"BinaryName": BINARY, "SystemdCgroup": True}
+        assert path in ENGINES["k3s"].places(Files(), "grit")
 
 
-def test_k3s_adds_to_its_own_template() -> None:
-    made = _register("k3s")
-    for file, form in zip(made.files, ("grpc.v1.cri", "cri.v1.runtime"), strict=True):
-        first, _, table = file.text.partition("\n")
-        assert first == '{{ template "base" . }}'
-        runtimes = tomllib.loads(table)["plugins"][f"io.containerd.{form}"]["containerd"]["runtimes"]
-        assert runtimes["grit"]["options"]["BinaryName"] == PROGRAM
-        assert table.lstrip().startswith(f'[plugins."io.containerd.{form}".containerd.runtimes.grit]\n')
-    theirs = _register("k3s", k3s='{{ template "base" . }}\n')
-    assert len(theirs.files) == 1
-    assert engines.K3S in theirs.todo[0]
+def test_docker_s_file_is_written_only_where_it_is_ours() -> None:
+    plan = _plan({}, "docker")
+    assert json.loads(plan.text) == {"runtimes": {"grit": {"path": BINARY}}}
+    assert docker.whose(plan.text) is Whose.OURS
+    assert _plan({docker.PATH: plan.text}, "docker", binary="/opt/g").text != plan.text
+    mine = '{"log-driver": "none"}'
+    assert docker.whose(mine) is Whose.FOREIGN
+    refused = _plan({docker.PATH: mine}, "docker")
+    assert (refused.text, json.loads(refused.refused.partition(":\n")[2])) == ("", json.loads(plan.text))
+    merged = json.dumps({**json.loads(mine), **json.loads(plan.text)})
+    there = _plan({docker.PATH: merged}, "docker")
+    assert (there.text, there.refused) == ("", "")
+    for bad in ("[]", "{", '{"runtimes": []}', '{"runtimes": {"a": 1}}', '{"runtimes": {"a": {}, "b": {}}}'):
+        assert docker.whose(bad) is Whose.FOREIGN
+    with pytest.raises(ConfigError, match="no JSON object"):
+        _plan({docker.PATH: "["}, "docker")
 
 
-class _Host:
-    def __init__(self, root: Path) -> None:
-        self.root, self.said = root, list[str]()
-
-    def install(self, engine: str, *, dry_run: bool = False) -> int:
-        self.said.clear()
-        return registration.install(engine, "grit", PROGRAM, root=str(self.root), dry_run=dry_run, say=self.said.append)
-
-    def uninstall(self, engine: str) -> int:
-        self.said.clear()
-        return registration.uninstall(engine, root=str(self.root), dry_run=False, say=self.said.append)
-
-    def files(self) -> list[str]:
-        return sorted(str(p.relative_to(self.root)) for p in self.root.rglob("*") if p.is_file())
+def test_podman_and_cri_o() -> None:
+    assert tomllib.loads(_plan({}, "podman").text) == {"engine": {"runtimes": {"grit": [BINARY]}}}
+    handler = tomllib.loads(_plan({}, "cri-o").text)["crio"]["runtime"]["runtimes"]["grit"]
+    assert handler == {"runtime_path": BINARY, "runtime_type": "oci", "runtime_root": "/run/grit"}
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> _Host:
-    return _Host(tmp_path)
+@pytest.mark.parametrize("name", ["", "Grit", "a b", "-a", "a" * 64, "a/b", 'a"'])
+def test_a_name_that_is_no_dns_label_is_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        Request(name=name, binary=BINARY)
 
 
-@pytest.mark.parametrize("engine", engines.ENGINES)
-def test_installed_twice_is_installed_once_and_goes_without_a_trace(host: _Host, engine: str) -> None:
-    assert host.install(engine, dry_run=True) == 0
-    assert host.files() == []
-    shown = [line for line in host.said if line.startswith("+")]
-    assert any(PROGRAM in line for line in shown)
-    assert host.install(engine) == 0
-    made = host.files()
-    assert made
-    assert host.install(engine) == 0
-    assert all("is as it should be" in line for line in host.said)
-    assert host.uninstall(engine) == 0
-    assert host.files() == []
+@pytest.mark.parametrize("binary", ["", "relative", '/a"b', "/a\nb", "/a\\b"])
+def test_a_binary_that_no_file_could_name_is_refused(binary: str) -> None:
+    with pytest.raises(UsageError):
+        Request(name="grit", binary=binary)
 
 
-@pytest.mark.parametrize("engine", engines.ENGINES)
-def test_what_somebody_changed_is_neither_written_over_nor_removed(host: _Host, engine: str) -> None:
-    host.install(engine)
-    changed = [host.root / name for name in host.files()]
-    for path in changed:
-        path.write_text(path.read_text().replace("grit-runtime", "grit-runtime.mine"))
-    before = [path.read_text() for path in changed]
-    assert host.install(engine) == 1
-    assert any("left for you" in line for line in host.said)
-    assert host.uninstall(engine) == 1
-    assert [path.read_text() for path in changed] == before
+def test_the_mark_tells_ours_from_changed_and_foreign() -> None:
+    text = mark.marked("a = 1\n")
+    assert mark.whose(text) is Whose.OURS
+    assert mark.whose(text + "b = 2\n") is Whose.CHANGED
+    assert mark.whose("a = 1\n") is mark.whose("") is Whose.FOREIGN
 
 
-EXAMPLES = {
-    "crio/90-grit.conf": ("cri-o", 0),
-    "podman/90-grit.conf": ("podman", 0),
-    "docker/daemon.json": ("docker", 0),
-    "k3s/config.toml.tmpl": ("k3s", 0),
-    "k3s/config-v3.toml.tmpl": ("k3s", 1),
-}
+_scalars = st.one_of(st.booleans(), st.integers(-(2**63), 2**63 - 1), st.text(), st.floats(allow_nan=False))
+_values = st.recursive(_scalars, lambda below: st.lists(below) | st.dictionaries(st.text(), below), max_leaves=12)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_are_what_is_written(name: str) -> None:
-    engine, number = EXAMPLES[name]
-    example = Path(__file__).parent.parent.parent / "examples" / name
-    assert example.read_text() == _register(engine).files[number].text
+@given(st.dictionaries(st.text(), _values))
+def test_what_is_written_as_toml_is_read_as_it_was(content: dict[str, Any]) -> None:
+    assert tomllib.loads(toml_table(("a", "b.c"), content))["a"]["b.c"] == content
