@@ -82,6 +82,9 @@ DEVICES_NONE = "none"
 # Our mark in a config.json whose devices are in it already: the value says by which way.
 DEVICES = "grit.dev/devices"
 
+# OLD=NEW,...: UUIDs of GPUs, the checkpoint's and those that take their place, among those that the container is given.
+DEVICE_MAP = "grit.dev/device-map"
+
 # What becomes of a container whose restore by annotation fails.
 ON_RESTORE_FAILURE = "grit.dev/on-restore-failure"
 FAIL = "fail"

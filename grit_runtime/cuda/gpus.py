@@ -1,7 +1,8 @@
 """GPUs: what NVML says of a node's, and which of them takes the place of which. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 COMPUTE_PROHIBITED = 2  # nvmlComputeMode_t
@@ -93,33 +94,35 @@ class Recorded:
 
 
 def device_map(
-    old: Sequence[Recorded], node: Sequence[Gpu], given: Sequence[str]
+    old: Sequence[Recorded],
+    node: Sequence[Gpu],
+    given: Sequence[str],
+    wanted: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[tuple[tuple[str, str], ...], list[str]]:
     """Which GPU takes the place of which.
 
-    A GPU that is there again and is given to the container stays itself. The others that were in use get, by their
-    position, those given GPUs of the same model and at least the same memory that are left. The driver wants every GPU
-    in the map that it showed at the dump, whether or not it was in use (measured, driver 580): the rest is mapped to
-    what is left of the node's, themselves first.
+    What is wanted comes first. A GPU that is there again and is given to the container stays itself. The others that
+    were in use get, by their position, those given GPUs of the same model and at least the same memory that are left.
+    The driver wants every GPU in the map that it showed at the dump, whether or not it was in use (measured, driver
+    580): the rest is mapped to what is left of the node's, themselves first.
 
     Args:
         old: every GPU of the checkpoint's node.
         node: every GPU of this node.
         given: the UUIDs that the new container may use, in its order.
+        wanted: old to new UUID, of GPUs that somebody has decided about.
 
     Returns:
         Pairs of old and new UUID, empty if nothing changes; and what is missing.
     """
     by_uuid = {gpu.uuid: gpu for gpu in node}
     left = [uuid for uuid in given if uuid in by_uuid]
-    chosen: dict[str, str] = {}
-    problems = []
     in_use = [gpu for gpu in old if gpu.used]
-    for gpu in in_use:
-        if gpu.uuid in left:
-            chosen[gpu.uuid] = gpu.uuid
-            left.remove(gpu.uuid)
-    for gpu in in_use:
+    chosen, problems = _decided(in_use, wanted, left, by_uuid)
+    staying = {gpu.uuid: gpu.uuid for gpu in in_use if gpu.uuid in left and gpu.uuid not in chosen}
+    chosen |= staying
+    left = [uuid for uuid in left if uuid not in staying]
+    for gpu in in_use if not problems else ():
         if gpu.uuid in chosen:
             continue
         fitting = next((uuid for uuid in left if _fits(gpu, by_uuid[uuid])), None)
@@ -131,6 +134,24 @@ def device_map(
     if problems or (all(a == b for a, b in chosen.items()) and {gpu.uuid for gpu in old} <= by_uuid.keys()):
         return (), problems
     return _completed(chosen, old, node), problems
+
+
+def _decided(
+    in_use: Sequence[Recorded], wanted: Mapping[str, str], left: list[str], by_uuid: Mapping[str, Gpu]
+) -> tuple[dict[str, str], list[str]]:
+    """What somebody has decided, taken out of what is left; and what is wrong with it."""
+    chosen: dict[str, str] = {}
+    problems = []
+    for gpu in in_use:
+        place = wanted.get(gpu.uuid)
+        if place is None:
+            continue
+        if place in left and _fits(gpu, by_uuid[place]):
+            chosen[gpu.uuid] = place
+            left.remove(place)
+        else:
+            problems.append(f"GPU {place}, which is to take the place of {gpu.uuid}, {_not_for(gpu, place, by_uuid)}")
+    return chosen, problems
 
 
 def _completed(chosen: dict[str, str], old: Iterable[Recorded], node: Sequence[Gpu]) -> tuple[tuple[str, str], ...]:
@@ -148,6 +169,15 @@ def _completed(chosen: dict[str, str], old: Iterable[Recorded], node: Sequence[G
 
 def _fits(old: Recorded, new: Gpu) -> bool:
     return old.name == new.name and new.memory >= old.memory
+
+
+def _not_for(old: Recorded, place: str, by_uuid: Mapping[str, Gpu]) -> str:
+    if place not in by_uuid:
+        return "is not on this node"
+    new = by_uuid[place]
+    if not _fits(old, new):
+        return f"is a {new.name} with {new.memory >> 20} MiB, not a {old.name} with {old.memory >> 20} MiB"
+    return "is not the container's, or has its place already"
 
 
 def _no_place(old: Recorded, left: list[Gpu]) -> str:

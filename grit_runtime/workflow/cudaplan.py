@@ -3,7 +3,7 @@ place of which, what is missing. Pure: no device is opened here.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,7 +117,9 @@ def make(recording: Recording | None, bundle: Bundle, node: Node | None, devices
     wanted = tuple(devices[path] for path in (*own, *shared) if path in devices)
     if recording is None:
         return CudaPlan(recording=None, devices=wanted)
-    pairs, problems = device_map(recording.gpus, node.gpus, given)
+    decided, odd = _decided(bundle.annotations.get(names.DEVICE_MAP, ""), recording)
+    pairs, problems = device_map(recording.gpus, node.gpus, given, decided)
+    problems = odd or problems
     places = dict(pairs)
     targets = {gpu.uuid: places.get(gpu.uuid, gpu.uuid) for gpu in recording.gpus if gpu.used}
     return CudaPlan(
@@ -130,6 +132,7 @@ def make(recording: Recording | None, bundle: Bundle, node: Node | None, devices
             *(_gpu_problems(recording, targets, node) if not problems else ()),
             *_memory_limit(recording, bundle),
         ),
+        warnings=tuple(_warnings(targets, node)),
     )
 
 
@@ -156,6 +159,27 @@ def _visible(value: str, node: Node) -> list[str]:
         return [gpu.uuid for gpu in node.gpus]
     known = {**{str(gpu.index): gpu.uuid for gpu in node.gpus}, **{gpu.uuid: gpu.uuid for gpu in node.gpus}}
     return [known[word] for word in value.split(",") if word in known]
+
+
+def _decided(said: str, recording: Recording) -> tuple[dict[str, str], list[str]]:
+    """The annotation's map, and what is wrong with it. It chooses among the container's GPUs only (`device_map`)."""
+    pairs = [word.strip().partition("=") for word in said.split(",") if word.strip()]
+    wanted = {old: new for old, _, new in pairs}
+    known = {gpu.uuid for gpu in recording.gpus}
+    if any(old not in known or not new for old, new in wanted.items()) or len(wanted) < len(pairs):
+        return {}, [
+            f"{names.DEVICE_MAP}={said[:200]} is not a list of OLD=NEW with UUIDs of the checkpoint's GPUs first"
+        ]
+    return wanted, []
+
+
+def _warnings(targets: dict[str, str], node: Node) -> Iterator[str]:
+    for gpu in node.gpus:
+        if gpu.uuid in targets.values() and not gpu.persistence:
+            yield (
+                f"GPU {gpu.index} ({gpu.uuid}) is not in persistence mode: where nobody else uses it, the driver is "
+                "loaded anew for the restore, which takes seconds (nvidia-persistenced keeps it)"
+            )
 
 
 def edited(config: dict[str, Any], devices: tuple[Device, ...]) -> dict[str, Any]:

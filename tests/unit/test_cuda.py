@@ -49,6 +49,43 @@ def test_identity_comes_before_position() -> None:
     assert dict(pairs) == {"GPU-0": "GPU-2", "GPU-1": "GPU-1"}
 
 
+def test_what_is_wanted_comes_before_identity() -> None:
+    swapped = {"GPU-0": "GPU-1", "GPU-1": "GPU-0"}
+    node = [_gpu(0), _gpu(1)]
+    pairs, problems = device_map([_old(0), _old(1)], node, ["GPU-0", "GPU-1"], swapped)
+    assert (dict(pairs), problems) == (swapped, [])
+    pairs, problems = device_map([_old(0), _old(1, used=0)], node, ["GPU-0", "GPU-1"], {"GPU-0": "GPU-1"})
+    assert (dict(pairs), problems) == (swapped, [])
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [("GPU-9", "is not on this node"), ("GPU-1", "is not the container's"), ("GPU-2", "is a L4 with")],
+)
+def test_what_is_wanted_must_be_the_containers_and_fit(place: str, why: str) -> None:
+    node = [_gpu(0), _gpu(1), _gpu(2, name="L4")]
+    pairs, (problem,) = device_map([_old(0)], node, ["GPU-0", "GPU-2"], {"GPU-0": place})
+    assert pairs == ()
+    assert why in problem
+
+
+def test_the_annotation_that_chooses_gpus() -> None:
+    recording = cudaplan.Recording(driver="580.1", gpus=(_old(0), _old(1, used=0)), processes=())
+    node = Node(driver="580.1", gpus=(_gpu(0), _gpu(1, persistence=False)))
+    config: dict[str, Any] = {"process": {"env": ["NVIDIA_VISIBLE_DEVICES=all"]}, "linux": {}}
+
+    def plan(said: str) -> cudaplan.CudaPlan:
+        config["annotations"] = {"grit.dev/device-map": said}
+        return cudaplan.make(recording, bundles.parse("/b", json.dumps(config).encode()), node, {})
+
+    moved = plan("GPU-0=GPU-1")
+    assert dict(moved.device_map) == {"GPU-0": "GPU-1", "GPU-1": "GPU-0"}
+    assert "not in persistence mode" in moved.warnings[0]
+    assert (plan("").device_map, plan("").problems, plan("").warnings) == ((), (), ())
+    for odd in ("GPU-0", "GPU-9=GPU-1", "GPU-0=GPU-1,GPU-0=GPU-0", "="):
+        assert "is not a list of OLD=NEW" in plan(odd).problems[0]
+
+
 @pytest.mark.parametrize("given", [_gpu(7, name="L4"), _gpu(7, memory=40 * GIB)], ids=["another model", "less memory"])
 def test_a_gpu_that_does_not_fit_is_named(given: Gpu) -> None:
     pairs, problems = device_map([_old(0)], [given], [given.uuid])
