@@ -61,6 +61,10 @@ def _criu() -> str | None:
     return None if version >= (4, 1, 1) else f"criu is older than 4.1.1: {said.splitlines()[:1]}"
 
 
+def _gpus() -> int:
+    return len(list(Path("/proc/driver/nvidia").glob("gpus/*")))
+
+
 def _inet_dump() -> str | None:
     """Since 6.16 the kernel refuses SO_PASSCRED for a socket of the internet families; CRIU asks for it before 4.2."""
     said = subprocess.run(["criu", "--version"], capture_output=True, text=True, check=False).stdout
@@ -90,9 +94,12 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "applications": lambda: None if APPLICATIONS.exists() else "no file system of applications: `make deps`",
     "cuda-plugin": _named("GRIT_TEST_CRIU_PLUGINS"),
     "cuda-checkpoint": _named("GRIT_TEST_CUDA_CHECKPOINT"),
-    "gpu": lambda: None if Path("/proc/driver/nvidia/gpus").is_dir() else "no NVIDIA GPU",
+    "gpu": lambda: None if _gpus() else "no NVIDIA GPU",
+    "two GPUs": lambda: None if _gpus() > 1 else "not two NVIDIA GPUs",
 }
-MAY_BE_MISSING_IN_CI = frozenset({"gpu", "cuda-plugin", "cuda-checkpoint", "nvidia-ctk", "nvidia-container-runtime"})
+MAY_BE_MISSING_IN_CI = frozenset(
+    {"gpu", "two GPUs", "cuda-plugin", "cuda-checkpoint", "nvidia-ctk", "nvidia-container-runtime"}
+)
 
 
 def missing(name: str) -> str | None:

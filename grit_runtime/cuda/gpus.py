@@ -116,7 +116,7 @@ def device_map(
         Pairs of old and new UUID, empty if nothing changes; and what is missing.
     """
     by_uuid = {gpu.uuid: gpu for gpu in node}
-    left = [uuid for uuid in given if uuid in by_uuid]
+    left = [uuid for uuid in dict.fromkeys(given) if uuid in by_uuid]
     in_use = [gpu for gpu in old if gpu.used]
     chosen, problems = _decided(in_use, wanted, left, by_uuid)
     staying = {gpu.uuid: gpu.uuid for gpu in in_use if gpu.uuid in left and gpu.uuid not in chosen}

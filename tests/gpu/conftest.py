@@ -5,12 +5,14 @@ Not part of `make test`: run on a machine with an NVIDIA GPU, runc, CRIU and PyT
 
 import glob
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,9 +28,11 @@ class GpuMachine(Machine):
 
     patience = 280.0
 
-    def gpu_bundle(self, name: str, mode: str, *, devices: bool = True, driver: bool = True) -> Bundle:
-        """A bundle with this machine's GPUs; without `devices`, only what NVIDIA_VISIBLE_DEVICES says of them; without
-        `driver`, no library of it either.
+    def gpu_bundle(
+        self, name: str, mode: str, *, devices: bool = True, driver: bool = True, gpus: Sequence[int] | None = None
+    ) -> Bundle:
+        """A bundle with this machine's GPUs, or only those with these numbers; without `devices`, only what
+        NVIDIA_VISIBLE_DEVICES says of them; without `driver`, no library of it either.
         """
         made = self.bundle(name)
         upper, inner = made.path.parent / f"{name}.upper", made.path.parent / f"{name}.work"
@@ -40,7 +44,8 @@ class GpuMachine(Machine):
         nodes = []
         for path in sorted(glob.glob("/dev/nvidia*")):
             there = os.stat(path)
-            if stat.S_ISCHR(there.st_mode):
+            own = re.fullmatch(r"/dev/nvidia(\d+)", path)
+            if stat.S_ISCHR(there.st_mode) and not (own and gpus is not None and int(own[1]) not in gpus):
                 number = {"major": os.major(there.st_rdev), "minor": os.minor(there.st_rdev)}
                 nodes.append({"path": path, "type": "c", **number, "fileMode": 0o666, "uid": 0, "gid": 0})
 
@@ -50,7 +55,7 @@ class GpuMachine(Machine):
             process["env"] = [
                 "PATH=/usr/local/nvidia/bin:/usr/bin:/bin",
                 "HOME=/tmp",
-                "NVIDIA_VISIBLE_DEVICES=all",
+                f"NVIDIA_VISIBLE_DEVICES={'all' if gpus is None else ','.join(map(str, gpus))}",
                 f"LD_LIBRARY_PATH={os.environ.get('LD_LIBRARY_PATH', '') if driver else ''}",
             ]
             process["cwd"] = "/"
@@ -59,15 +64,17 @@ class GpuMachine(Machine):
                 config["mounts"].append({**libraries, "options": ["rbind", "ro"]})
             if devices:
                 config["linux"]["devices"] = nodes
-                rules = [{"allow": True, "type": "c", "major": n["major"], "access": "rwm"} for n in nodes]
+                numbers = [{"major": n["major"], "minor": n["minor"]} for n in nodes]
+                rules = [{"allow": True, "type": "c", **number, "access": "rwm"} for number in numbers]
                 config["linux"]["resources"]["devices"] += rules
 
         made.edit(fill)
         return made
 
-    def begin(self, name: str, mode: str) -> Bundle:
+    def begin(self, name: str, mode: str, *, env: Sequence[str] = (), **more: Any) -> Bundle:
         """Run a container with plain runc until it has written three lines."""
-        bundle = self.gpu_bundle(name, mode)
+        bundle = self.gpu_bundle(name, mode, **more)
+        bundle.edit(lambda config: config["process"]["env"].extend(env))
         self.runc("run", "-d", "--bundle", str(bundle.path), name).ok()
         self.wait(lambda: len(lines(bundle)) >= 3, timeout=90)
         return bundle
@@ -85,10 +92,18 @@ class GpuMachine(Machine):
         return images
 
     def bring_back(
-        self, images: Path, name: str, old: Bundle, *, env: dict[str, str] | None = None, **more: bool
+        self,
+        images: Path,
+        name: str,
+        old: Bundle,
+        *,
+        env: dict[str, str] | None = None,
+        annotations: dict[str, str] | None = None,
+        **more: Any,
     ) -> Bundle:
         """Restore as another container, whose data directory holds what the old one's did."""
         bundle = self.gpu_bundle(name, "none", **more)
+        bundle.edit(lambda config: config.setdefault("annotations", {}).update(annotations or {}))
         for file in old.data.iterdir():
             shutil.copy(file, bundle.data)
         # No source of a mount of the old container may be needed.

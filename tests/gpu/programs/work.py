@@ -118,6 +118,49 @@ def two():
     yield from seeded()
 
 
+def both():
+    """One process with two GPUs, each of which has what the other made."""
+    import torch
+
+    torch.manual_seed(6)
+    first = torch.randint(0, 1 << 20, (1 << 26,), device="cuda:0", dtype=torch.int64)
+    second = torch.randint(0, 1 << 20, (1 << 26,), device="cuda:1", dtype=torch.int64)
+    while True:
+        first = (first * 3 + second.to("cuda:0")) % 1000003
+        second = (second * 5 + first.to("cuda:1")) % 1000003
+        yield [int(first.sum()), int(second.sum())]
+
+
+def ddp():
+    """Two processes, a GPU each, that train one model by NCCL; the first one writes."""
+    import subprocess
+
+    import torch
+    from torch import distributed
+
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        if os.path.exists(FILE + ".store"):
+            os.unlink(FILE + ".store")
+        subprocess.Popen([sys.executable, __file__, "ddp", FILE, str(STEPS)], env={**os.environ, "RANK": "1"})
+    torch.cuda.set_device(rank)
+    distributed.init_process_group("nccl", init_method=f"file://{FILE}.store", rank=rank, world_size=2)
+    torch.manual_seed(7)
+    torch.use_deterministic_algorithms(True)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2048, 2048).cuda(), device_ids=[rank])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    torch.manual_seed(8 + rank)
+    while True:
+        batch = torch.randn(64, 2048, device="cuda")
+        loss = ((model(batch) - batch) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total = loss.detach().clone()
+        distributed.all_reduce(total)
+        yield total.item().hex()
+
+
 def shared():
     """A tensor on the GPU that a second process imports, by torch.multiprocessing: CUDA IPC."""
     import torch
@@ -164,6 +207,7 @@ def managed():
 
 if __name__ == "__main__":
     for number, value in zip(range(STEPS), globals()[MODE](), strict=False):
-        with open(FILE, "a") as stream:
-            stream.write(f"{number} {value}\n")
+        if os.environ.get("RANK", "0") == "0":
+            with open(FILE, "a") as stream:
+                stream.write(f"{number} {value}\n")
         time.sleep(PAUSE)
