@@ -39,20 +39,23 @@ def _commands() -> None:
 
 
 @_commands.command()
+@click.option("--container", default="", metavar="ID", help="Only of this container, below whatever --root it is.")
 @click.pass_obj
-def recover(config: Config) -> int:
+def recover(config: Config, container: str) -> int:
     """Undo what killed calls left, of every container.
 
     The next call for a container does the same by itself; this is for containers that nobody calls for any more. Exits
     with 1 if something could not be undone.
     """
     failed = 0
-    for path, container in recovery.workspaces(config.state_dir):
+    for path, found in recovery.workspaces(config.state_dir):
+        if container not in ("", found):
+            continue
         try:
             outcome = recovery.one(path)
         except GritError as err:
             outcome, failed = str(err), 1
-        click.echo(f"{container}: {outcome}")
+        click.echo(f"{found}: {outcome}")
     for path in recovery.roots(config.state_dir):
         remove_if_empty(path)
     return failed
