@@ -8,7 +8,7 @@ CFLAGS ?= -O2 -g0 -Wall -Wextra -Werror
 LIBDIR := $(PREFIX)/lib/grit-runtime
 VENV := build/venv
 BUILT := $(CURDIR)/build/prefix
-SOURCES := $(shell find grit_runtime -name '*.py' -o -name '*.json' -o -name py.typed) launcher/boot.py launcher/grit-runtime.c setup.cfg pyproject.toml
+SOURCES := $(shell find grit_runtime -name '*.py' -o -name '*.json' -o -name py.typed) launcher/boot.py launcher/grit-runtime.c $(wildcard hooks/* hooks/hooks.d/*) setup.cfg pyproject.toml
 
 .PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench clean
 
@@ -25,6 +25,7 @@ install: ## install grit-runtime to $(PREFIX); DESTDIR is honoured (needs `make 
 	tools/install "$(DESTDIR)" "$(PREFIX)" "$(PYTHON)" "$(CC)" $(CFLAGS)
 
 uninstall: ## remove what install put to $(PREFIX)
+	rm -f "$(DESTDIR)$(PREFIX)/share/containers/oci/hooks.d/99-grit-record.json" "$(DESTDIR)$(PREFIX)/share/containers/oci/hooks.d/99-grit-cleanup.json"
 	rm -rf "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(PREFIX)/bin/grit-runtime"
 
 build: build/prefix/.done ## the runtime under build/prefix, as the tests and the demo use it
@@ -45,6 +46,7 @@ lint: ## ruff, mypy (strict), import-linter, shellcheck
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --scripts-are-modules hooks/grit-record hooks/grit-cleanup
 	$(VENV)/bin/lint-imports --config setup.cfg
 	shellcheck tools/deps tools/install
 

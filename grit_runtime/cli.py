@@ -14,6 +14,7 @@ from grit_runtime.engines import ENGINES
 from grit_runtime.errors import GritError
 from grit_runtime.host.workspace import remove_if_empty
 from grit_runtime.oci.argv import Invocation
+from grit_runtime.workflow import recorded
 from grit_runtime.workflow import recover as recovery
 from grit_runtime.workflow import register
 
@@ -58,6 +59,7 @@ def recover(config: Config, container: str) -> int:
         click.echo(f"{found}: {outcome}")
     for path in recovery.roots(config.state_dir):
         remove_if_empty(path)
+    recorded.prune(config.state_dir)
     return failed
 
 

@@ -17,12 +17,22 @@ from grit_runtime import names
 from grit_runtime.checkpoint import manifest
 from grit_runtime.criu import conf, hints, logs
 from grit_runtime.downstream import State, relay
-from grit_runtime.errors import BundleError, CaptureError
+from grit_runtime.errors import CaptureError
 from grit_runtime.host import effects, files, proc, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import open_workspace
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import contents, cudacapture, describe, external, linkremap, preflight, publish, recover
+from grit_runtime.workflow import (
+    contents,
+    cudacapture,
+    describe,
+    external,
+    linkremap,
+    preflight,
+    publish,
+    recorded,
+    recover,
+)
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import Pause
 
@@ -59,7 +69,7 @@ def capture(context: Context, request: Request) -> None:
         pids = _processes(context)
         for warning in preflight.require_dumpable(context.container, pids, state.pid):
             context.log.line("warning", f"container {context.container}: {warning}")
-        bundle = _bundle_of(state)
+        bundle = recorded.bundle_of(context, state)
         partial = os.path.join(request.images, names.PARTIAL)
         header = {
             **context.header("capture"),
@@ -126,13 +136,6 @@ def _processes(context: Context) -> list[int]:
 
 def _wrong_state(context: Context, status: str) -> CaptureError:
     return CaptureError(f"container {context.container} cannot be checkpointed in {status} state")
-
-
-def _bundle_of(state: State) -> bundles.Bundle:
-    try:
-        return bundles.load(state.bundle)
-    except BundleError as err:
-        raise CaptureError(f"the container's configuration is needed for a restore: {err}") from None
 
 
 def _prepare(transaction: Transaction, request: Request, partial: str) -> None:

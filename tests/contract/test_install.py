@@ -21,9 +21,12 @@ def test_destdir_and_prefix_are_honoured_and_uninstall_leaves_nothing(tmp_path: 
     assert b"/opt/grit/lib/grit-runtime/boot.py" in launcher.read_bytes()
     assert str(tmp_path).encode() not in launcher.read_bytes()
     library = tmp_path / "opt/grit/lib/grit-runtime"
-    assert sorted(p.name for p in library.iterdir()) == ["boot.py", "grit_runtime", "site"]
+    assert sorted(p.name for p in library.iterdir()) == ["boot.py", "grit_runtime", "hooks", "site"]
     assert (library / "site/pycriu").is_dir()
-    assert sorted(p.name for p in (tmp_path / "opt/grit").iterdir()) == ["bin", "lib"]
+    assert sorted(p.name for p in (tmp_path / "opt/grit").iterdir()) == ["bin", "lib", "share"]
+    hooks = {json.loads(file.read_text())["hook"]["path"] for file in (tmp_path / "opt/grit/share").rglob("*.json")}
+    assert hooks == {f"/opt/grit/lib/grit-runtime/hooks/{name}" for name in ("grit-record", "grit-cleanup")}
+    assert all(os.access(f"{tmp_path}{path}", os.X_OK) for path in hooks)
     writable = [p for p in tmp_path.rglob("*") if not p.is_symlink() and p.stat().st_mode & 0o022]
     assert writable == []
     subprocess.run([*make, "uninstall"], check=True, stdout=subprocess.DEVNULL)
