@@ -240,8 +240,9 @@ def test_directories_are_made_outermost_first_and_only_empty_ones_are_removed(tm
 def test_programs_are_found_by_their_environment_and_ended(tmp_path: Path) -> None:
     import subprocess
 
-    marker = "GRIT_TEST_MARKER=here"
-    child = subprocess.Popen(["sleep", "60"], env={"GRIT_TEST_MARKER": "here"})
+    value = str(tmp_path)
+    marker = f"GRIT_TEST_MARKER={value}"
+    child = subprocess.Popen(["sleep", "60"], env={"GRIT_TEST_MARKER": value})
     assert proc.with_environment(marker) == [child.pid]
     begin = time.monotonic()
     effects.Programs(marker, grace=0.1, timeout=5).undo()
