@@ -251,14 +251,15 @@ def _joined(one: str, other: str) -> str:
 
 @dataclass(frozen=True)
 class Programs(Effect):
-    """Run programs of the downstream, marked by an entry of their environment; undone when none of them exists any
-    more.
+    """Run programs of the downstream, marked by an entry of their environment, and CRIU by the directory of its images,
+    too; undone when none of them exists any more.
 
     They outlive us when we are killed: a dump or restore under way must be over before what it touched can be put back.
     """
 
     kind: ClassVar[str] = "programs"
     marker: str
+    images: str = ""
     grace: float = 0.0
     timeout: float = 30.0
 
@@ -269,5 +270,5 @@ class Programs(Effect):
         return
 
     def undo(self) -> None:
-        if not proc.end_all(self.marker, grace=self.grace, timeout=self.timeout):
+        if not proc.end_all(self.marker, self.images, grace=self.grace, timeout=self.timeout):
             raise OSError("they do not end")

@@ -6,6 +6,7 @@ import signal
 import time
 
 _PR_SET_PDEATHSIG = 1
+_CRIU = "criu"  # how its name begins
 _CLONE_NEWUTS = 0x04000000
 
 # How proc_pid_maps(5) names memory that has no file system of the user's behind it.
@@ -133,19 +134,48 @@ def with_environment(entry: str) -> list[int]:
     return found
 
 
-def end_all(entry: str, *, grace: float, timeout: float) -> bool:
-    """Wait up to `grace` seconds for the processes of `with_environment` to end by themselves, then kill what is left.
+def criu_with_open(directory: str) -> list[int]:
+    """The CRIUs that have a directory open.
+
+    CRIU gives itself a title, over its environment (setproctitle(3bsd)), once it has opened the directory of its
+    images, which it has until its work is done (criu/cr-service.c, dump_using_req and restore_using_req).
+    """
+    try:
+        wanted = os.stat(directory)
+    except OSError:
+        return []
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    return [pid for pid in pids if thread_name(pid, pid).startswith(_CRIU) and _has_open(pid, wanted)]
+
+
+def _has_open(pid: int, wanted: os.stat_result) -> bool:
+    try:
+        links = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return False
+    for link in links:
+        try:
+            if os.path.samestat(wanted, os.stat(link)):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def end_all(entry: str, images: str = "", *, grace: float, timeout: float) -> bool:
+    """Wait up to `grace` seconds for the processes of `with_environment`, and CRIU with `images`, to end by themselves,
+    then kill what is left.
 
     Returns:
         False if some still exist after `timeout` more seconds.
     """
     quiet = time.monotonic() + grace
-    while with_environment(entry):
+    while left := {*with_environment(entry), *criu_with_open(images)}:
         now = time.monotonic()
         if now > quiet + timeout:
             return False
         if now >= quiet:
-            for pid in with_environment(entry):
+            for pid in left:
                 send_signal(pid, signal.SIGKILL)
         time.sleep(0.02)
     return True

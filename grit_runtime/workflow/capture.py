@@ -189,7 +189,7 @@ def _dump(
     plugins: dict[str, conf.Option],
 ) -> None:
     marker = new_marker()
-    programs = effects.Programs(marker, grace=context.config.timeouts.command)
+    programs = effects.Programs(marker, partial, grace=context.config.timeouts.command)
     kept = effects.cgroup_options(context.config.state_dir)
     for effect in kept:
         transaction.do(effect)

@@ -84,7 +84,7 @@ def _apply(
         )
     )
     marker = new_marker()
-    transaction.do(effects.Programs(marker, grace=0, timeout=timeout))
+    transaction.do(effects.Programs(marker, staged, grace=0, timeout=timeout))
     pid, running = _run(context, request, staged, transaction.workspace, marker)
     try:
         for done in (*reversed(led), *kept, edit, *source.effects):

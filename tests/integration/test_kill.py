@@ -7,11 +7,14 @@ at once each.
 import json
 import os
 import shutil
+import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from grit_runtime.host import proc
 from tests.integration.machine import Machine, tree
 from tests.integration.test_mounts import add_hook
 
@@ -162,6 +165,35 @@ def test_a_dump_under_way_outlives_us_and_the_container_runs_on(machine: Machine
             assert whole, f"after {delay} s"
             machine.grit("restore", "-d", "--image-path", str(images), "-b", str(bundle.path), "c").ok()
             machine.counts(bundle)
+
+
+def test_a_criu_that_has_outlived_runc_is_waited_for(machine: Machine) -> None:
+    """It has overwritten its environment with its title: its open images say whose it is."""
+    bundle = machine.bundle("c")
+    machine.start("c", bundle)
+    images = machine.checkpoints / "c"
+    pid = os.fork()
+    if pid == 0:
+        _exec(machine, "checkpoint", "--image-path", str(images), "c")
+    found: list[int] = []
+    machine.wait(lambda: bool(found.extend(proc.criu_with_open(str(images / ".grit-partial"))) or found))
+    criu = found[0]
+    machine.wait(lambda: proc.command_line(criu)[0].startswith("criu: dump"))
+    os.kill(criu, signal.SIGSTOP)
+    runc = proc.parent(criu)
+    assert runc
+    for victim in (pid, runc):
+        os.kill(victim, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    recover = subprocess.Popen(machine.argv("recover"), env=machine.environment(), stdout=subprocess.DEVNULL)
+    time.sleep(1)
+    assert recover.poll() is None
+    os.kill(criu, signal.SIGCONT)
+    assert recover.wait(20) == 0
+    assert not proc.is_running(criu)
+    assert machine.leftovers() == []
+    assert machine.status("c") == "running"
+    machine.counts(bundle)
 
 
 def _marked_programs(machine: Machine, name: str) -> list[int]:

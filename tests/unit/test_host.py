@@ -251,6 +251,23 @@ def test_programs_are_found_by_their_environment_and_ended(tmp_path: Path) -> No
     assert proc.with_environment(marker) == []
 
 
+def test_a_criu_is_found_by_its_open_images(tmp_path: Path) -> None:
+    import subprocess
+
+    images, program = tmp_path / "images", tmp_path / "criu"
+    images.mkdir()
+    program.symlink_to("/bin/sleep")
+    opened = os.open(images, os.O_RDONLY)
+    child = subprocess.Popen([str(program), "60"], env={}, pass_fds=[opened])
+    os.close(opened)
+    while proc.thread_name(child.pid, child.pid) != "criu":  # execve(2) closes the pipe that Popen waits for first
+        time.sleep(0.01)
+    assert proc.criu_with_open(str(images)) == [child.pid]
+    assert proc.criu_with_open(str(tmp_path)) == proc.criu_with_open(str(tmp_path / "absent")) == []
+    effects.Programs("GRIT_TEST_MARKER=absent", str(images), grace=0.1, timeout=5).undo()
+    assert child.wait() == -9
+
+
 def test_a_program_that_does_not_end_is_killed() -> None:
     result = run.run(["sleep", "60"], timeout=0.1)
     assert (result.timed_out, result.ok) == (True, False)
