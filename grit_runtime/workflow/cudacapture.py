@@ -5,6 +5,7 @@ frozen process, whatever timeout it was told (measured, driver 580). The CPU sid
 afterwards; every CUDA call in it waits from the lock on.
 """
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from grit_runtime.cuda.processes import ProcessError
 from grit_runtime.cuda.states import CudaError, Operation, State
 from grit_runtime.downstream import State as ContainerState
 from grit_runtime.errors import CaptureError
-from grit_runtime.host import cgroups, proc
+from grit_runtime.host import cgroups, proc, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.cudastate import CudaSuspended, settings
@@ -25,6 +26,8 @@ from grit_runtime.workflow.effects import Thaw
 LIBRARY = "libcuda.so"
 DEVICES = "/dev/nvidia"
 _STOPPED = "T"
+_PLUGIN = "cuda_plugin.so"
+_PROGRAM = "cuda-checkpoint"  # as the plugin calls it
 _IPC = 610  # the first driver that restores memory imported by CUDA IPC
 
 
@@ -45,7 +48,7 @@ def may_use_cuda(pid: int) -> bool:
 
 
 def suspend(context: Context, transaction: Transaction, state: ContainerState, pids: list[int]) -> Suspended | None:
-    """Take every CUDA process of the container into memory.
+    """Take every CUDA process of the container into memory, or leave that to CRIU's plugin.
 
     Args:
         pids: what is in the container's cgroup.
@@ -59,6 +62,8 @@ def suspend(context: Context, transaction: Transaction, state: ContainerState, p
     found = [pid for pid in pids if may_use_cuda(pid)]
     if not found:
         return None
+    if context.config.cuda.mode == names.CUDA_PLUGIN:
+        _require_plugin(context)
     try:
         api = cuda.connect(settings(context.config))
     except CudaError as err:
@@ -102,8 +107,6 @@ def _suspend(
     if node and node.branch < _IPC and len(threads) > 1:
         _refuse_ipc(context, node, list(threads))
     section = _section(api, node, threads, initial)
-    if context.config.cuda.mode == names.CUDA_PLUGIN:
-        return Suspended(section={**section, "mode": names.CUDA_PLUGIN}, plugin=True)
     _require_memory(context, state.pid, node, threads)
     effect = CudaSuspended(
         mode=api.name,
@@ -115,6 +118,8 @@ def _suspend(
     )
     transaction.amend({"cuda": asdict(effect)})
     transaction.do(effect)
+    if context.config.cuda.mode == names.CUDA_PLUGIN:
+        return Suspended(section={**section, "mode": names.CUDA_PLUGIN}, plugin=True)
     seconds = processes.suspend(
         api, initial, lock_timeout=context.config.cuda.lock_timeout, timeout=context.config.cuda.timeout
     )
@@ -128,6 +133,17 @@ def require_none_new(context: Context, pids: list[int]) -> None:
         CaptureError: one has.
     """
     _refuse_devices(context, pids)
+
+
+def _require_plugin(context: Context) -> None:
+    """Without its program the plugin is silently none (cuda_plugin.c, cuda_plugin_init), and CRIU complains of what it
+    finds then.
+    """
+    plugin = os.path.join(context.config.cuda.plugin_dir, _PLUGIN)
+    if not os.path.exists(plugin):
+        raise _failed(context, f"`cuda.mode` is criu-plugin, and there is no {plugin}", hint="set `cuda.plugin-dir`")
+    if run.find_program(_PROGRAM, run.caller_environment()) is None:
+        raise _failed(context, f"`cuda.mode` is criu-plugin, and CRIU's plugin needs {_PROGRAM} in PATH")
 
 
 def _refuse(context: Context, found: list[int], node: Node | None, stopped: list[int]) -> None:

@@ -28,7 +28,8 @@ class CudaSuspended(Effect):
     """CUDA processes whose device memory goes into their own memory; undone by bringing each back to the state that it
     was found in, from whatever state a kill left it in.
 
-    It is applied by the capture itself, which has the driver at hand.
+    It is applied by the capture itself, which has the driver at hand, or by CRIU's plugin, whose own way back is none
+    when its checkpoint failed, and which tells nobody when it fails itself (cuda_plugin.c, cuda_plugin_fini).
     """
 
     kind: ClassVar[str] = "cuda"

@@ -10,6 +10,7 @@ from typing import Any
 
 from grit_runtime import names
 from grit_runtime.checkpoint import manifest
+from grit_runtime.cuda.states import CudaError
 from grit_runtime.downstream import Downstream
 from grit_runtime.errors import CaptureError, GritError
 from grit_runtime.host import files, proc, run
@@ -23,7 +24,7 @@ def finish(header: dict[str, Any]) -> None:
     """Publish the images, then kill the container or let it run on, as the journal's header says.
 
     Raises:
-        CaptureError: the checkpoint stands, but the container could not be removed.
+        CaptureError: the checkpoint stands, but the container could not be removed, or its CUDA not brought back.
         OSError: the images could not be moved.
     """
     publish(header["images"])
@@ -42,9 +43,19 @@ def finish(header: dict[str, Any]) -> None:
     if cuda or not header["paused"]:
         resume(downstream, container, timeout)
     if cuda:
-        CudaSuspended(**cuda).undo()
+        _bring_cuda_back(container, CudaSuspended(**cuda))
         if header["paused"]:
             pause(downstream, container, timeout)
+
+
+def _bring_cuda_back(container: str, suspended: CudaSuspended) -> None:
+    """Undo it; CRIU's plugin, if it had it, has done so, or failed and told nobody."""
+    try:
+        suspended.undo()
+    except CudaError as err:
+        raise CaptureError(
+            f"the checkpoint is complete, but CUDA of container {container} could not be brought back: {err}"
+        ) from None
 
 
 def _end_cuda(downstream: Downstream, container: str, pids: list[int], timeout: float) -> None:

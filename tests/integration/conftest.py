@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.machine import Machine
+from tests.simulated import driver
+from tests.simulated.driver import SimulatedGpu
 
 
 @pytest.fixture
@@ -20,6 +22,24 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     assert made.disturbed() == []
     assert _elsewhere() == elsewhere
     assert _mounts(tmp_path) == before
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulated driver, compiled once."""
+    path = tmp_path_factory.mktemp("simulated")
+    driver.build(path)
+    return path
+
+
+@pytest.fixture
+def gpu(machine: Machine, built: Path) -> Iterator[SimulatedGpu]:
+    """A machine with a simulated GPU."""
+    made = SimulatedGpu(machine, built)
+    yield made
+    made.faults()
+    machine.clean()
+    made.close()
 
 
 def _elsewhere() -> list[str]:

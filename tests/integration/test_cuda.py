@@ -7,8 +7,6 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,61 +14,16 @@ from grit_runtime.errors import RestoreError
 from grit_runtime.host import proc
 from grit_runtime.workflow import cudarestore
 from grit_runtime.workflow.cudaplan import Device
-from tests.integration.machine import Bundle, Machine, Ran, tree
-from tests.simulated import driver
+from tests.integration.machine import Bundle, Machine, tree
 from tests.simulated.driver import SimulatedGpu, expected, lines
 
 pytestmark = [pytest.mark.needs("root", "runc", "criu", "busybox", "cc"), pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The simulated driver, compiled once."""
-    path = tmp_path_factory.mktemp("simulated")
-    driver.build(path)
-    return path
-
-
-@pytest.fixture
-def gpu(machine: Machine, built: Path) -> Iterator[SimulatedGpu]:
-    """A machine with a simulated GPU."""
-    made = SimulatedGpu(machine, built)
-    yield made
-    made.faults()
-    machine.clean()
-    made.close()
-
-
-def _goes_on(gpu: SimulatedGpu, bundle: Bundle, name: str = "out") -> None:
-    seen = len(lines(bundle, name))
-    gpu.machine.wait(lambda: len(lines(bundle, name)) >= seen + 3)
-    got = lines(bundle, name)
-    assert got == expected(len(got)), "what was on the GPU is not what it was"
-
-
-def _capture(gpu: SimulatedGpu, *flags: str, name: str = "old") -> Ran:
-    ran: Ran = gpu.grit("checkpoint", *flags, "--image-path", str(gpu.machine.checkpoints / "c"), name)
-    return ran
-
-
-def _new(gpu: SimulatedGpu, old: Bundle, name: str = "new") -> Bundle:
-    new = gpu.bundle(name)
-    for file in old.data.iterdir():
-        (new.data / file.name).write_bytes(file.read_bytes())
-    return new
-
-
-def _restore(gpu: SimulatedGpu, new: Bundle, name: str = "new") -> Ran:
-    ran: Ran = gpu.grit(
-        "restore", "-d", "--image-path", str(gpu.machine.checkpoints / "c"), "--bundle", str(new.path), name
-    )
-    return ran
-
-
 def _annotated(gpu: SimulatedGpu, old: Bundle) -> Bundle:
     images = gpu.machine.checkpoints / "ns/first/app/checkpoint"
     gpu.grit("checkpoint", "--image-path", str(images), "old").ok()
-    new = _new(gpu, old)
+    new = gpu.copy_of(old)
     new.annotate(type="container", name="app", namespace="ns", restore_name="first")
     return new
 
@@ -82,36 +35,36 @@ def test_a_container_comes_back_with_its_gpu_memory(gpu: SimulatedGpu, mode: str
     old = gpu.start("old")
     if paused:
         gpu.machine.runc("pause", "old").ok()
-    _capture(gpu).ok()
+    gpu.capture().ok()
     assert gpu.machine.status("old") == "gone"
     assert gpu.used() == 0
     manifest = json.loads((gpu.machine.checkpoints / "c/grit.json").read_text())["cuda"]
     assert manifest["mode"] == ("driver" if mode == "auto" else mode)
     assert [sum(p["memory"].values()) >> 20 for p in manifest["processes"]] == [64]
-    new = _new(gpu, old)
-    _restore(gpu, new).ok()
+    new = gpu.copy_of(old)
+    gpu.restore(new).ok()
     assert gpu.used() == 64
-    _goes_on(gpu, new)
+    gpu.goes_on(new)
 
 
 def test_two_processes(gpu: SimulatedGpu) -> None:
     old = gpu.start("old", two=True)
     gpu.machine.wait(lambda: len(lines(old, "out.")) > 3)
-    _capture(gpu).ok()
-    new = _new(gpu, old)
-    _restore(gpu, new).ok()
+    gpu.capture().ok()
+    new = gpu.copy_of(old)
+    gpu.restore(new).ok()
     assert gpu.used() == 128
-    _goes_on(gpu, new)
-    _goes_on(gpu, new, "out.")
+    gpu.goes_on(new)
+    gpu.goes_on(new, "out.")
 
 
 def test_three_generations(gpu: SimulatedGpu) -> None:
     bundle = gpu.start("g0")
     for number in range(3):
-        _capture(gpu, name=f"g{number}").ok()
-        bundle = _new(gpu, bundle, f"g{number + 1}")
-        _restore(gpu, bundle, f"g{number + 1}").ok()
-        _goes_on(gpu, bundle)
+        gpu.capture(name=f"g{number}").ok()
+        bundle = gpu.copy_of(bundle, f"g{number + 1}")
+        gpu.restore(bundle, f"g{number + 1}").ok()
+        gpu.goes_on(bundle)
 
 
 @pytest.mark.parametrize("paused", [False, True])
@@ -119,12 +72,12 @@ def test_leave_running_brings_the_gpu_back(gpu: SimulatedGpu, paused: bool) -> N
     old = gpu.start("old")
     if paused:
         gpu.machine.runc("pause", "old").ok()
-    _capture(gpu, "--leave-running").ok()
+    gpu.capture("--leave-running").ok()
     assert gpu.used() == 64
     if paused:
         assert gpu.machine.status("old") == "paused"
         gpu.machine.runc("resume", "old").ok()
-    _goes_on(gpu, old)
+    gpu.goes_on(old)
 
 
 @pytest.mark.parametrize("before", ["locked", "checkpointed"])
@@ -135,12 +88,12 @@ def test_a_state_from_before_is_kept_in_the_source_and_running_in_the_copy(gpu: 
     subprocess.run([tool, "--action", "lock", "--timeout", "1000", "--pid", pid], check=True)
     if before == "checkpointed":
         subprocess.run([tool, "--action", "checkpoint", "--pid", pid], check=True)
-    _capture(gpu, "--leave-running").ok()
+    gpu.capture("--leave-running").ok()
     said = subprocess.run([tool, "--get-state", "--pid", pid], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == before
-    new = _new(gpu, old)
-    _restore(gpu, new).ok()
-    _goes_on(gpu, new)
+    new = gpu.copy_of(old)
+    gpu.restore(new).ok()
+    gpu.goes_on(new)
 
 
 def test_nothing_of_the_container_runs_before_start(gpu: SimulatedGpu) -> None:
@@ -152,7 +105,7 @@ def test_nothing_of_the_container_runs_before_start(gpu: SimulatedGpu) -> None:
     time.sleep(0.3)
     assert lines(new) == before
     gpu.grit("start", "new").ok()
-    _goes_on(gpu, new)
+    gpu.goes_on(new)
 
 
 FAULTS = {
@@ -172,7 +125,7 @@ def test_a_capture_that_the_driver_refuses_leaves_the_container_running(gpu: Sim
     gpu.configure(top={"timeouts": {"command": 5}})
     old = gpu.start("old", two=True)
     gpu.faults(fault)
-    failed = _capture(gpu)
+    failed = gpu.capture()
     gpu.faults()
     assert failed.code != 0
     assert FAULTS[fault] in failed.err
@@ -180,8 +133,8 @@ def test_a_capture_that_the_driver_refuses_leaves_the_container_running(gpu: Sim
         gpu.grit("recover").ok()
     assert gpu.machine.status("old") == "running"
     assert not (gpu.machine.checkpoints / "c").exists()
-    _goes_on(gpu, old)
-    _goes_on(gpu, old, "out.")
+    gpu.goes_on(old)
+    gpu.goes_on(old, "out.")
 
 
 def test_work_that_does_not_end_in_time(gpu: SimulatedGpu) -> None:
@@ -190,7 +143,7 @@ def test_work_that_does_not_end_in_time(gpu: SimulatedGpu) -> None:
     gpu.machine.runc("run", "-d", "--bundle", str(bundle.path), "old").ok()
     gpu.machine.wait(lambda: gpu.used() == 64)
     time.sleep(0.2)
-    failed = _capture(gpu)
+    failed = gpu.capture()
     assert failed.code != 0
     assert "did not end within 0.5 s" in failed.err
     gpu.machine.wait(lambda: len(lines(bundle)) >= 2, timeout=15)
@@ -201,48 +154,48 @@ def test_a_memory_limit_that_the_gpu_memory_does_not_fit_into(gpu: SimulatedGpu)
     bundle.edit(lambda c: c["linux"]["resources"].update(memory={"limit": 256 << 20}))
     gpu.machine.runc("run", "-d", "--bundle", str(bundle.path), "old").ok()
     gpu.machine.wait(lambda: len(lines(bundle)) >= 3)
-    failed = _capture(gpu)
+    failed = gpu.capture()
     assert failed.code != 0
     assert "512 MiB on the GPU do not fit" in failed.err
     assert "MiB are missing" in failed.err
-    _goes_on(gpu, bundle)
+    gpu.goes_on(bundle)
 
 
 def test_mps_and_mig_are_refused_by_name(gpu: SimulatedGpu) -> None:
     old = gpu.start("old")
     gpu.settings(mps=[gpu.machine.state_of("old")["pid"]])
-    assert "client of MPS" in _capture(gpu).err
+    assert "client of MPS" in gpu.capture().err
     gpu.settings(mig=1)
-    assert "in MIG mode" in _capture(gpu).err
+    assert "in MIG mode" in gpu.capture().err
     gpu.settings()
-    _goes_on(gpu, old)
+    gpu.goes_on(old)
 
 
 @pytest.mark.parametrize("mode", ["driver", "cuda-checkpoint"])
 def test_another_gpu_of_the_model_takes_the_old_ones_place(gpu: SimulatedGpu, mode: str) -> None:
     gpu.configure(mode=mode, program=str(gpu.built / "cuda-checkpoint"))
     old = gpu.start("old")
-    _capture(gpu).ok()
+    gpu.capture().ok()
     gpu.settings(uuid="GPU-00000000-0000-0000-0000-000000000002")
-    new = _new(gpu, old)
-    _restore(gpu, new).ok()
+    new = gpu.copy_of(old)
+    gpu.restore(new).ok()
     assert gpu.used() == 64
-    _goes_on(gpu, new)
+    gpu.goes_on(new)
 
 
 def test_processes_that_share_memory_may_use_cuda_ipc(gpu: SimulatedGpu) -> None:
     old = gpu.start("old", two=True, shared=True)
     gpu.machine.wait(lambda: len(lines(old, "out.")) > 3)
-    failed = _capture(gpu)
+    failed = gpu.capture()
     assert failed.code != 0
     assert "share memory (/dev/zero (deleted)), as users of CUDA IPC do" in failed.err
-    _goes_on(gpu, old)
+    gpu.goes_on(old)
     gpu.configure(ipc="ignore")
-    _capture(gpu).ok()
-    new = _new(gpu, old)
-    _restore(gpu, new).ok()
-    _goes_on(gpu, new)
-    _goes_on(gpu, new, "out.")
+    gpu.capture().ok()
+    new = gpu.copy_of(old)
+    gpu.restore(new).ok()
+    gpu.goes_on(new)
+    gpu.goes_on(new, "out.")
 
 
 def test_a_process_that_begins_to_use_a_gpu_while_the_container_is_frozen(gpu: SimulatedGpu) -> None:
@@ -256,10 +209,10 @@ def test_a_process_that_begins_to_use_a_gpu_while_the_container_is_frozen(gpu: S
         gpu.machine.wait(lambda: len(lines(old)) >= 3)
         for path in old.cgroups():
             (path / "cgroup.procs").write_text(str(process.pid))
-        failed = _capture(gpu)
+        failed = gpu.capture()
         assert failed.code != 0
         assert "has /dev/nvidia0 open without CUDA" in failed.err
-        _goes_on(gpu, old)
+        gpu.goes_on(old)
     finally:
         process.kill()
         process.wait()
@@ -298,8 +251,8 @@ def test_the_nodes_of_the_old_host_are_replaced(machine: Machine) -> None:
 def test_no_driver_at_all(gpu: SimulatedGpu) -> None:
     old = gpu.start("old")
     gpu.configure(library_path=[])
-    assert "no CUDA driver" in _capture(gpu).err
-    _goes_on(gpu, old)
+    assert "no CUDA driver" in gpu.capture().err
+    gpu.goes_on(old)
 
 
 PROBLEMS = {
@@ -315,27 +268,27 @@ PROBLEMS = {
 @pytest.mark.parametrize("case", PROBLEMS)
 def test_a_node_that_does_not_fit_is_refused_before_anything_is_touched(gpu: SimulatedGpu, case: str) -> None:
     old = gpu.start("old")
-    _capture(gpu).ok()
+    gpu.capture().ok()
     settings, said = PROBLEMS[case]
     gpu.settings(**settings)
-    new = _new(gpu, old)
+    new = gpu.copy_of(old)
     before = tree(gpu.machine.checkpoints)
-    failed = _restore(gpu, new)
+    failed = gpu.restore(new)
     assert failed.code != 0
     assert said in failed.err
     assert "nothing was touched" in failed.err
     assert tree(gpu.machine.checkpoints) == before
     gpu.settings()
-    _restore(gpu, new).ok()
-    _goes_on(gpu, new)
+    gpu.restore(new).ok()
+    gpu.goes_on(new)
 
 
 def test_a_container_without_a_gpu_is_refused(gpu: SimulatedGpu) -> None:
     old = gpu.start("old")
-    _capture(gpu).ok()
-    new = _new(gpu, old)
+    gpu.capture().ok()
+    new = gpu.copy_of(old)
     new.edit(lambda c: c["process"].update(env=[]))
-    assert "gives the container no GPU" in _restore(gpu, new).err
+    assert "gives the container no GPU" in gpu.restore(new).err
 
 
 RESTORE_FAULTS = {
@@ -366,7 +319,7 @@ def test_a_gpu_that_does_not_come_back_ends_the_container(gpu: SimulatedGpu, fau
     gpu.grit(verb, *more, "--bundle", str(new.path), "new").ok()
     if verb == "create":
         gpu.grit("start", "new").ok()
-    _goes_on(gpu, new)
+    gpu.goes_on(new)
 
 
 @pytest.mark.parametrize("where", ["annotation", "configuration"])
@@ -433,7 +386,7 @@ def test_a_capture_killed_in_a_cuda_phase_leaves_the_container_running(gpu: Simu
     gpu.faults()
     assert "could not" not in gpu.grit("recover").ok().out
     assert gpu.machine.status("old") == "running"
-    _goes_on(gpu, old)
+    gpu.goes_on(old)
 
 
 def test_a_capture_killed_at_any_step_costs_nothing(gpu: SimulatedGpu) -> None:
@@ -452,14 +405,14 @@ def test_a_capture_killed_at_any_step_costs_nothing(gpu: SimulatedGpu) -> None:
         assert "could not" not in gpu.grit("recover").ok().out
         assert gpu.machine.leftovers() == [], f"step {step}"
         assert not images.exists() or (images / "grit.json").exists()
-        _goes_on(gpu, old)
+        gpu.goes_on(old)
 
 
 @pytest.mark.parametrize("delay", [0.3, 0.6, 0.9, 1.2])
 def test_a_restore_killed_leaves_nothing(gpu: SimulatedGpu, delay: float) -> None:
     old = gpu.start("old")
-    _capture(gpu).ok()
-    new = _new(gpu, old)
+    gpu.capture().ok()
+    new = gpu.copy_of(old)
     gpu.faults("Restore slow")
     images = str(gpu.machine.checkpoints / "c")
     _kill_at(gpu, ["restore", "-d", "--image-path", images, "--bundle", str(new.path), "new"], delay)
@@ -467,8 +420,8 @@ def test_a_restore_killed_leaves_nothing(gpu: SimulatedGpu, delay: float) -> Non
     gpu.grit("recover").ok()
     assert gpu.machine.status("new") == "gone"
     gpu.machine.wait(lambda: gpu.used() == 0)
-    _restore(gpu, new).ok()
-    _goes_on(gpu, new)
+    gpu.restore(new).ok()
+    gpu.goes_on(new)
 
 
 class TestTheSimulation:
@@ -499,7 +452,7 @@ class TestTheSimulation:
         assert act("checkpoint", "old") == 0
         images = str(gpu.machine.checkpoints / "c")
         gpu.machine.runc("checkpoint", "--image-path", images, "old").ok()
-        new = _new(gpu, old)
+        new = gpu.copy_of(old)
         gpu.machine.runc("restore", "-d", "--image-path", images, "--bundle", str(new.path), "new").ok()
         if skipped == "unlock":
             assert act("restore", "new") == 0
@@ -517,10 +470,10 @@ def test_images_that_runc_wrote_of_a_checkpointed_process(gpu: SimulatedGpu) -> 
         tool = [str(gpu.built / "cuda-checkpoint"), "--action", action, "--timeout", "1000", "--pid", pid]
         subprocess.run(tool, check=True, env={**os.environ, **gpu.environment})
     gpu.machine.runc("checkpoint", "--image-path", str(gpu.machine.checkpoints / "c"), "old").ok()
-    new = _new(gpu, old)
+    new = gpu.copy_of(old)
     gpu.configure(library_path=[])
-    assert "no CUDA driver" in _restore(gpu, new).err
+    assert "no CUDA driver" in gpu.restore(new).err
     gpu.configure()
-    _restore(gpu, new).ok()
+    gpu.restore(new).ok()
     assert gpu.used() == 64
-    _goes_on(gpu, new)
+    gpu.goes_on(new)

@@ -65,6 +65,7 @@ int main(int argc, char **argv)
 	if (!strcmp(action, "unlock"))
 		code = cuCheckpointProcessUnlock(pid, NULL);
 	const char *words = code == 3 ? "initialization error" : code == 2 ? "out of memory"
+			    : code == 100 ? "no CUDA-capable device is detected"
 			    : code == 600 ? "device not ready"
 			    : code == 304 ? "OS call failed or operation not supported on this OS"
 			    : code == 801 ? "operation not supported" : "unknown error";

@@ -1,24 +1,31 @@
 """Building the simulated driver, and containers that use it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from tests.integration.machine import Bundle, Machine
+from tests.integration.machine import Bundle, Machine, Ran
 
 HERE = Path(__file__).parent
 LOADER = Path("/lib64/ld-linux-x86-64.so.2")
+DEVICE = Path("/dev/kmsg")  # any that runc gives no container by itself
 LIBC = Path("/lib/x86_64-linux-gnu/libc.so.6")
 
 
 def build(to: Path) -> None:
-    """Compile it all into one directory."""
+    """Compile it all into one directory, and CRIU's plugin into `plugins` there: CRIU loads whatever is beside it."""
     flags = ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    for name, soname in (("libcuda", "libcuda.so.1"), ("libnvidia-ml", "libnvidia-ml.so.1")):
-        shared = ["-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", str(to / soname)]
+    (to / "plugins").mkdir()
+    for name, soname in (
+        ("libcuda", "libcuda.so.1"),
+        ("libnvidia-ml", "libnvidia-ml.so.1"),
+        ("cuda_plugin", "plugins/cuda_plugin.so"),
+    ):
+        shared = ["-shared", "-fPIC", f"-Wl,-soname,{Path(soname).name}", "-o", str(to / soname)]
         subprocess.run([*flags, *shared, str(HERE / f"{name}.c")], check=True)
     library = str(to / "libcuda.so.1")
     for name, path in (("counter", "/simulated"), ("cuda-checkpoint", "$ORIGIN")):
@@ -34,6 +41,7 @@ class SimulatedGpu:
         self.machine, self.built = machine, built
         self.directory = machine.path / "gpu"
         self.directory.mkdir()
+        self.more: dict[str, str] = {}
         argv = [sys.executable, str(HERE / "gpu.py"), str(self.directory)]
         self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         machine.wait(lambda: (self.directory / "socket").exists())
@@ -45,6 +53,21 @@ class SimulatedGpu:
         section = {"mode": "driver", "library-path": [str(self.built)], "lock-timeout": 2, "timeout": 20}
         section.update({key.replace("_", "-"): value for key, value in more.items()})
         self.machine.configure(cuda=section, **top)
+
+    def by_plugin(self) -> None:
+        """Leave captures to CRIU's plugin, which finds its program by PATH."""
+        self.configure(mode="criu-plugin", plugin_dir=str(self.built / "plugins"))
+        self.more["PATH"] = f"{self.built}:{os.environ['PATH']}"
+
+    def device(self) -> None:
+        """Give it a device, which whoever calls the driver must be allowed to open."""
+        (self.directory / "device").symlink_to(DEVICE)
+
+    def allow_device(self, bundle: Bundle) -> None:
+        """Let a container open the device, as NVIDIA's runtime does at `create`, and not at a restore."""
+        there = DEVICE.stat()
+        rule = {"type": "c", "major": os.major(there.st_rdev), "minor": os.minor(there.st_rdev), "access": "rw"}
+        bundle.edit(lambda c: c["linux"]["resources"]["devices"].append({"allow": True, **rule}))
 
     def settings(self, **values: Any) -> None:
         """Set what the GPU is like (gpu.py)."""
@@ -68,7 +91,7 @@ class SimulatedGpu:
     @property
     def environment(self) -> dict[str, str]:
         """What tells the driver where its GPU is."""
-        return {"SIMULATED_GPU": str(self.directory)}
+        return {"SIMULATED_GPU": str(self.directory), **self.more}
 
     def bundle(self, name: str, *, mib: int = 64, seconds: int = 0, two: bool = False, shared: bool = False) -> Bundle:
         """A bundle whose container counts on the GPU."""
@@ -104,9 +127,32 @@ class SimulatedGpu:
         self.machine.wait(lambda: len(lines(bundle)) >= 3)
         return bundle
 
-    def grit(self, *args: str) -> Any:
+    def grit(self, *args: str) -> Ran:
         """Run grit-runtime with the driver."""
         return self.machine.grit(*args, **self.environment)
+
+    def capture(self, *flags: str, name: str = "old") -> Ran:
+        """Take the checkpoint `c`."""
+        return self.grit("checkpoint", *flags, "--image-path", str(self.machine.checkpoints / "c"), name)
+
+    def restore(self, new: Bundle, name: str = "new") -> Ran:
+        """Restore the checkpoint `c` as another container."""
+        images = str(self.machine.checkpoints / "c")
+        return self.grit("restore", "-d", "--image-path", images, "--bundle", str(new.path), name)
+
+    def copy_of(self, old: Bundle, name: str = "new") -> Bundle:
+        """A bundle for the restore of another one's container, with its data."""
+        new = self.bundle(name)
+        for file in old.data.iterdir():
+            (new.data / file.name).write_bytes(file.read_bytes())
+        return new
+
+    def goes_on(self, bundle: Bundle, name: str = "out") -> None:
+        """The program writes more lines, and each is what it has to be."""
+        seen = len(lines(bundle, name))
+        self.machine.wait(lambda: len(lines(bundle, name)) >= seen + 3)
+        got = lines(bundle, name)
+        assert got == expected(len(got)), "what was on the GPU is not what it was"
 
     def close(self) -> None:
         """Take the GPU out."""

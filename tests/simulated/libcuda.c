@@ -1,6 +1,7 @@
 /* Simulated libcuda.so.1; see __init__.py. */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -292,14 +293,44 @@ static int host_thread(int pid, int inner)
 	return found;
 }
 
+/* Whether the caller may open the GPU's device, if it has one: cgroups may forbid it. */
+static int usable(void)
+{
+	char path[4096];
+	snprintf(path, sizeof path, "%s/device", getenv("SIMULATED_GPU") ?: "/nonexistent");
+	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC), error = errno;
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0 || error == ENOENT;
+}
+
+/* A restore thread is told of a process that a tracer holds, too: CRIU's plugin asks for it then. */
+static int held(int pid)
+{
+	char path[64], state = 0;
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	FILE *file = fopen(path, "re");
+	int found = file && fscanf(file, "%*d (%*[^)]) %c", &state) == 1 && state == 't';
+	if (file)
+		fclose(file);
+	return found;
+}
+
 static int command(int pid, const char *name, uint32_t number, uint32_t argument, int *value)
 {
 	int fd, code = fault(name, value);
 	if (code)
 		return code < 0 ? 0 : code;
+	if (!usable())
+		return 100;
 	struct control *other = find(pid, &fd);
 	if (!other || other == (void *)-1)
 		return other ? 304 : 3;
+	if (number == THREAD && held(pid)) {
+		*value = host_thread(pid, other->thread);
+		munmap(other, 4096);
+		return close(fd);
+	}
 	flock(fd, LOCK_EX);
 	other->argument = argument;
 	other->done = 0;
