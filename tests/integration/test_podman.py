@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from grit_runtime.workflow import register
-from tests.requirements import RUNTIME
+from tests import registered
 
 pytestmark = [pytest.mark.needs("root", "runc", "criu", "busybox", "podman", "runtime"), pytest.mark.timeout(180)]
 
@@ -26,10 +25,7 @@ class Podman:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        made = register.install(
-            "podman", name="grit", binary=str(RUNTIME), root=str(path / "host"), dry_run=False, copy_section=False
-        )
-        assert made.code == 0, made.lines
+        registered.install("podman", path / "host")
         conf = path / "containers.conf"
         drop_in = (path / "host/etc/containers/containers.conf.d/90-grit.conf").read_text()
         conf.write_text(f'[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n{drop_in}')
