@@ -82,7 +82,8 @@ def _below(base: str, tails: list[list[str]], roots: tuple[str, ...]) -> str:
                 f"checkpoint {path} is reached through a symbolic link", hint="links are not followed below a root"
             )
         if not found:
-            raise CheckpointError(f"no such checkpoint: {path} is not a directory")
+            # Not "not a directory": dockerd takes errno's words for a mount that failed (setExitCodeFromError).
+            raise CheckpointError(f"no such checkpoint: {path} is no directory")
         return path
     raise CheckpointError(
         f"checkpoint {base} lies outside the checkpoint roots {', '.join(roots)}",

@@ -27,7 +27,7 @@ def open_source(context: Context, transaction: Transaction, path: str) -> Source
     if os.path.isdir(path):
         return Source(found=kinds.find(path))
     if not os.path.lexists(path):
-        raise CheckpointError(f"no such checkpoint: {path} is not a directory")
+        raise CheckpointError(f"no such checkpoint: {path} is no directory")
     settings = context.config.archive
     root, container = os.path.split(context.workspace_path)
     target = os.path.join(settings.unpack_dir, f"{os.path.basename(root)}!{container}")

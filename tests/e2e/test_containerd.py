@@ -114,7 +114,7 @@ def test_a_checkpoint_that_is_missing_fails_the_start_in_one_line(containerd: Co
     containerd.run_sandbox(pod)
     with pytest.raises(Failed) as caught:
         containerd.run_app(pod, **{"grit.dev/checkpoint": str(containerd.checkpoints / "none")})
-    expected = f"no such checkpoint: {containerd.checkpoints}/none/app/checkpoint is not a directory"
+    expected = f"no such checkpoint: {containerd.checkpoints}/none/app/checkpoint is no directory"
     assert expected in str(caught.value)
     assert pod.lines() == []
     assert containerd.status(pod.container) == ""

@@ -94,7 +94,7 @@ def test_a_start_that_failed_for_want_of_a_checkpoint_works_once_it_is_there(con
     checkpoint = containerd.checkpoints / "default/late"
     early = Pod(base=containerd.base, name="early")
     containerd.run_pod(early, checkpoint=str(checkpoint))
-    with pytest.raises(Failed, match=r"no such checkpoint: .*/default/late/app/checkpoint is not a directory"):
+    with pytest.raises(Failed, match=r"no such checkpoint: .*/default/late/app/checkpoint is no directory"):
         containerd.start(early, COUNT, checkpoint=str(checkpoint))
     assert containerd.numbers(early) == []
     old = _started(containerd)
