@@ -36,6 +36,12 @@ def containerds() -> dict[str, Path]:
     return {name: path.parent for name, path in every_containerd().items() if _numbers(name) >= (1, 7)}
 
 
+def dockers() -> dict[str, Path]:
+    """Version to the folder with dockerd and docker, the oldest first; what isn't the system's has its containerd."""
+    found = {path.name: path for path in (DEPS / "docker").glob("[0-9]*")}
+    return dict(sorted(found.items(), key=lambda item: _numbers(item[0])))
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(word) for word in re.findall(r"\d+", version))
 
@@ -90,6 +96,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "inet-dump": _inet_dump,
     "cri": lambda: None if (CRI_STUBS / "api_pb2_grpc.py").exists() else "no CRI stubs: `make deps`",
     "containerd 1.7": lambda: None if containerds() else "no containerd 1.7 or newer: `make deps`",
+    "dockerd": lambda: None if dockers() else "no dockerd: `make deps`",
     "checkpointctl": lambda: None if CHECKPOINTCTL.exists() else "no checkpointctl: `make deps`",
     "applications": lambda: None if APPLICATIONS.exists() else "no file system of applications: `make deps`",
     "cuda-plugin": _named("GRIT_TEST_CRIU_PLUGINS"),

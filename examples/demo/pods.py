@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 IMAGE = "grit.local/busybox:demo"
-NAMESPACE = "k8s.io"
 APPLETS = ("[", "sh", "sleep", "cat", "echo", "ls", "true", "hostname")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /data/out; sleep 0.1; done"
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -125,6 +124,8 @@ class Pod:
 class Containerd:
     """A containerd of one's own, with `runtime` as the BinaryName of its stock runc shim."""
 
+    namespace = "k8s.io"
+
     def __init__(self, runtime: Path, programs: Path | None = None) -> None:
         self.runtime = runtime.resolve()
         self.programs = programs
@@ -185,6 +186,11 @@ class Containerd:
         """A program of this containerd."""
         return name if self.programs is None else str(self.programs / name)
 
+    @property
+    def runc_root(self) -> str:
+        """Where the shim has runc keep its state."""
+        return f"/run/containerd/runc/{self.namespace}"
+
     def serve(self) -> None:
         """Start containerd."""
         with open(self.base / "containerd.log", "ab") as log:
@@ -225,7 +231,7 @@ class Containerd:
 
     def bundle(self, container: str) -> Path:
         """A container's bundle, while it has a task."""
-        return self.base / "state/io.containerd.runtime.v2.task" / NAMESPACE / container
+        return self.base / "state/io.containerd.runtime.v2.task" / self.namespace / container
 
     def _bundles(self) -> list[str]:
         """The ids of the containers that have a bundle."""
@@ -240,7 +246,7 @@ class Containerd:
             os.kill(pid, signal.SIGKILL)
         for container in self._bundles():
             left.append(f"container {container}")
-            argv = [str(self.runtime), "--root", f"/run/containerd/runc/{NAMESPACE}", "delete", "--force", container]
+            argv = [str(self.runtime), "--root", self.runc_root, "delete", "--force", container]
             subprocess.run(argv, env=self.environment(), stderr=subprocess.DEVNULL, check=False)
         for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
             if str(self.base) in line:
@@ -343,7 +349,7 @@ class Containerd:
 
     def attempt(self, *args: str) -> "subprocess.CompletedProcess[str]":
         """Run `ctr`, however it ends."""
-        argv = [self.program("ctr"), "--address", str(self.base / "sock"), "--namespace", NAMESPACE, *args]
+        argv = [self.program("ctr"), "--address", str(self.base / "sock"), "--namespace", self.namespace, *args]
         return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
 
 
