@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,10 +175,14 @@ class Docker(Containerd):
 
     def start_from(self, checkpoint: str, name: str) -> None:
         """`docker start --checkpoint`; skips the test where this docker can't, whatever the runtime."""
-        done = self.try_docker("start", "--checkpoint", checkpoint, name)
-        if "bind-mount /proc/0/ns/net" in done.stderr:
-            pytest.skip("this docker wants the network namespace of a task that isn't there (containerd issue 12141)")
-        assert done.returncode == 0, done.stderr
+        deadline = time.monotonic() + 15
+        while (done := self.try_docker("start", "--checkpoint", checkpoint, name)).returncode:
+            if "bind-mount /proc/0/ns/net" in done.stderr:
+                pytest.skip("it wants the network namespace of a task that isn't there yet: containerd issue 12141")
+            # Since docker 26: until containerd has collected what `checkpoint create` left in its content store.
+            assert "already exists" in done.stderr, done.stderr
+            assert time.monotonic() < deadline, done.stderr
+            time.sleep(0.2)
 
     def _image(self) -> Path:
         rootfs = self.base / "rootfs/bin"
