@@ -14,9 +14,8 @@ from grit_runtime.engines import ENGINES
 from grit_runtime.errors import GritError
 from grit_runtime.host.workspace import remove_if_empty
 from grit_runtime.oci.argv import Invocation
-from grit_runtime.workflow import recorded
+from grit_runtime.workflow import recorded, register
 from grit_runtime.workflow import recover as recovery
-from grit_runtime.workflow import register
 
 
 def run(config: Config, invocation: Invocation) -> int:
