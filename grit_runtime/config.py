@@ -26,7 +26,7 @@ DUMP_OPTIONS: dict[str, Option] = {
 RESTORE_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "file-locks": True}
 
 
-_SECTIONS = frozenset({"criu", "cuda", "timeouts", "mounts", "contents", "archive"})
+_SECTIONS = frozenset({"criu", "cuda", "memory", "timeouts", "mounts", "contents", "archive"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,14 @@ class Cuda:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """How a container's memory is moved; see config.schema.json."""
+
+    transport: str = names.MEMORY_AUTO
+    workers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What config.schema.json describes, with its defaults."""
 
@@ -122,6 +130,7 @@ class Config:
     contents: Contents = field(default_factory=Contents)
     archive: Archive = field(default_factory=Archive)
     cuda: Cuda = field(default_factory=Cuda)
+    memory: Memory = field(default_factory=Memory)
     criu_dump: dict[str, Option] = field(default_factory=lambda: dict(DUMP_OPTIONS))
     criu_restore: dict[str, Option] = field(default_factory=lambda: dict(RESTORE_OPTIONS))
 
@@ -162,6 +171,7 @@ def parse(text: bytes, file: str) -> Config:
         contents=_contents(data.get("contents", {})),
         archive=Archive(**_python(data.get("archive", {}))),
         cuda=Cuda(**_python(data.get("cuda", {}))),
+        memory=Memory(**data.get("memory", {})),
         criu_dump={**DUMP_OPTIONS, "tcp-established": data.get("tcp") != names.TCP_REFUSE, **criu.get("dump", {})},
         criu_restore={**RESTORE_OPTIONS, **criu.get("restore", {})},
     )

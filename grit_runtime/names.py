@@ -73,6 +73,11 @@ CUDA_PLUGIN = "criu-plugin"
 CUDA_IPC_DETECT = "detect"
 CUDA_IPC_IGNORE = "ignore"
 
+# The configuration's words for how memory is moved.
+MEMORY_AUTO = "auto"
+MEMORY_PARALLEL = "parallel"
+MEMORY_CRIU = "criu"
+
 # The configuration's words for who gives a container the devices that it asks for.
 DEVICES_AUTO = "auto"
 DEVICES_CHAIN = "chain"

@@ -285,6 +285,31 @@ def _pycriu() -> Any:
     return images
 
 
+def mappings(path: str, pid: int) -> list[Any]:
+    """The mappings of a process, as messages with the fields of images/vma.proto. There may be a hundred thousand, for
+    which pycriu's own decoding takes seconds.
+
+    Raises:
+        CheckpointError: the image can't be read.
+    """
+    file = os.path.join(path, f"mm-{pid}.img")
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read(MAX_IMAGE_BYTES + 1)
+        start = 8 if data[:4] in _COMMON_MAGIC else 4
+        size = int.from_bytes(data[start : start + 4], "little")
+        if not 0 < size == len(data) - start - 4:
+            raise CheckpointError(f"image {file} is damaged: it was cut short, or is no CRIU image")
+        message = _pycriu().pb.mm_entry.FromString(data[start + 4 :])
+    except OSError as err:
+        raise CheckpointError(f"cannot read image {file}: {err.strerror}") from None
+    except CheckpointError:
+        raise
+    except Exception as err:  # noqa: BLE001 - protobuf's own
+        raise CheckpointError(f"image {file} is damaged: {type(err).__name__} {err}") from None
+    return list(message.vmas)
+
+
 def load(path: str, name: str, magic: str) -> dict[str, Any]:
     """A small image, decoded: `entries` are its messages.
 

@@ -15,16 +15,19 @@ from grit_runtime import names
 _NOT_IMAGES = frozenset({names.MANIFEST, names.PARTIAL, names.ROOTFS_DIFF, names.DEV_SHM, names.CONTAINER_LOG})
 
 
-def build(source: str, target: str, rewritten: dict[str, bytes]) -> None:
+def build(source: str, target: str, rewritten: dict[str, bytes], *, as_parent: bool = False) -> None:
     """Fill the empty directory `target` from the checkpoint in `source`.
 
     Args:
         rewritten: file name to content, for those that aren't linked.
+        as_parent: the checkpoint is the earlier dump, too, on which this directory's pagemaps stand.
     """
     start = os.path.realpath(target)
     for name in os.listdir(source):
         if name not in rewritten and name not in _NOT_IMAGES:
             os.symlink(os.path.relpath(os.path.realpath(os.path.join(source, name)), start), os.path.join(target, name))
+    if as_parent:
+        os.symlink(os.path.relpath(os.path.realpath(source), start), os.path.join(target, names.PARENT_LINK))
     for name, data in rewritten.items():
         with open(os.path.join(target, name), "xb") as stream:
             stream.write(data)

@@ -162,6 +162,14 @@ def trusted_path(root: str, path: str) -> str:
     return os.path.join(root, *done)
 
 
+def remove(path: str) -> None:
+    """Remove a file, a link, or a directory with all that is in it."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
 def remove_tree(path: str) -> None:
     """Remove a directory of ours and everything in it; nothing if it isn't there. Links are removed, not followed."""
     try:

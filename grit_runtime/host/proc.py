@@ -9,10 +9,6 @@ _PR_SET_PDEATHSIG = 1
 _CRIU = "criu"  # how its name begins
 _CLONE_NEWUTS = 0x04000000
 
-# How proc_pid_maps(5) names memory that has no file system of the user's behind it.
-_SHARED = ("/dev/shm/", "/memfd:", "/SYSV", "/dev/zero ")
-_SEMAPHORES = "/dev/shm/sem."  # sem_open(3)
-
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
@@ -253,24 +249,6 @@ def open_paths(pid: int) -> list[str]:
                 found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
             except OSError:
                 continue
-    except OSError:
-        return found
-    return found
-
-
-def shared_memory(pid: int) -> dict[tuple[str, str], str]:
-    """The memory that the process has mapped and may share with others: device and inode to the path that maps shows.
-
-    POSIX and System V shared memory, memfd and anonymous shared mappings; no named semaphore, which holds no data.
-    """
-    found = {}
-    try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                fields = line.rstrip("\n").split(maxsplit=5)
-                shared = len(fields) == 6 and fields[1][3] == "s" and fields[5].startswith(_SHARED)
-                if shared and not fields[5].startswith(_SEMAPHORES):
-                    found[fields[3], fields[4]] = fields[5]
     except OSError:
         return found
     return found

@@ -5,6 +5,7 @@ import os
 from grit_runtime.oci import argv
 from grit_runtime.verbs.call import Call, pass_through
 from grit_runtime.workflow import capture
+from grit_runtime.workflow.dump import Request
 
 # These make something other than a complete checkpoint, in a conversation between CRIU and the caller, or nothing.
 _NOT_A_CAPTURE = ("pre-dump", "lazy-pages", "page-server", "help")
@@ -18,7 +19,7 @@ def run(call: Call) -> int:
         pass_through(call.config, call.argv, call.ignored_signals)
     context = call.context(argv.container_id("checkpoint", flags))
     work = flags.value("work-path")
-    request = capture.Request(
+    request = Request(
         images=os.path.abspath(flags.value("image-path", "checkpoint")),  # runc: ./checkpoint
         work=os.path.abspath(work) if work else "",
         parent=flags.value("parent-path"),

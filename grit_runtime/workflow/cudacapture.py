@@ -17,7 +17,7 @@ from grit_runtime.cuda.processes import ProcessError
 from grit_runtime.cuda.states import CudaError, Operation, State
 from grit_runtime.downstream import State as ContainerState
 from grit_runtime.errors import CaptureError
-from grit_runtime.host import cgroups, proc, run
+from grit_runtime.host import cgroups, proc, run, shared
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.cudastate import CudaSuspended, settings
@@ -173,7 +173,7 @@ def _refuse_ipc(context: Context, node: Node, pids: list[int]) -> None:
     """
     seen: dict[tuple[str, str], int] = {}
     for pid in pids:
-        for key, path in proc.shared_memory(pid).items():
+        for key, path in shared.mapped(pid).items():
             first = seen.setdefault(key, pid)
             if first != pid and context.config.cuda.ipc == names.CUDA_IPC_DETECT:
                 raise _failed(

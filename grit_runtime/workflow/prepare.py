@@ -8,7 +8,7 @@ from grit_runtime.checkpoint.kinds import Found, Kind
 from grit_runtime.criu import descriptors, images
 from grit_runtime.errors import CheckpointError, PlanError
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import connections, contents, cudarestore, facts, hostname, plan, preflight
+from grit_runtime.workflow import connections, contents, cudarestore, facts, hostname, memoryfill, plan, preflight
 from grit_runtime.workflow.context import Context
 
 
@@ -43,7 +43,8 @@ class Prepared:
     images: images.Images
     contents: contents.Found | Found
     made_up: dict[str, bytes]
-    """Files that the staged directory has beside the checkpoint's."""
+    """Files that the staged directory has beside the checkpoint's, or in place of them."""
+    memory: memoryfill.Prepared
     cuda: cudarestore.Prepared | None = None
 
 
@@ -65,7 +66,7 @@ def prepare(context: Context, request: Request, found: Found) -> Prepared:
     made = plan.make(context.container, decoded, request.bundle, manifest, looked, hold=not request.shell_job)
     cuda = cudarestore.prepare(context, request.bundle, decoded, manifest)
     try:
-        return _decide(context, request, found, decoded, parts, made, cuda)
+        return _decide(context, request, found, decoded, manifest, parts, made, cuda)
     except BaseException:
         if cuda:
             cuda.close()
@@ -77,6 +78,7 @@ def _decide(
     request: Request,
     found: Found,
     decoded: images.Images,
+    manifest: manifests.Manifest | None,
     parts: contents.Found | Found,
     made: plan.Plan,
     cuda: cudarestore.Prepared | None,
@@ -92,13 +94,15 @@ def _decide(
     )
     facts.check_rewritable(decoded, changes)
     closed = [f"the TCP connection {connection} is closed" for connection in tcp.closed]
+    memory = memoryfill.prepare(context, decoded, manifest, stopped=not request.shell_job)
     for warning in (*made.warnings, *(cuda.plan.warnings if cuda else ()), *closed):
         context.log.line("warning", f"container {context.container}: {warning}")
     return Prepared(
         plan=replace(made, criu={**made.criu, **tcp.criu, **(cuda.criu if cuda else {})}, rewrites=changes),
         images=decoded,
         contents=parts,
-        made_up=_missing(decoded),
+        made_up={**_missing(decoded), **memory.staged},
+        memory=memory,
         cuda=cuda,
     )
 

@@ -21,7 +21,18 @@ from grit_runtime.errors import RestoreError
 from grit_runtime.host import effects, files, links, proc, remount, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
-from grit_runtime.workflow import contents, cudaplan, cudarestore, describe, devices, facts, plan, recover, verify
+from grit_runtime.workflow import (
+    contents,
+    cudaplan,
+    cudarestore,
+    describe,
+    devices,
+    facts,
+    memoryfill,
+    plan,
+    recover,
+    verify,
+)
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import restored_container
 from grit_runtime.workflow.prepare import Prepared, Request, prepare
@@ -90,6 +101,7 @@ def _apply(
         for done in (*reversed(led), *kept, edit, *source.effects):
             transaction.undo(done)
         _verify(context, request, prepared, pid)
+        memoryfill.fill(context, prepared.memory)
         if prepared.cuda:
             _bring_back_cuda(context, request, prepared.cuda, pid)
         if request.pid_file:
@@ -129,7 +141,7 @@ def _stage(workspace: Workspace, prepared: Prepared) -> str:
     os.mkdir(staged, 0o700)
     source = prepared.plan.images
     rewritten = {name: images.rewrite(source, name, changes) for name, changes in prepared.plan.rewrites.items()}
-    stage.build(source, staged, {**rewritten, **prepared.made_up})
+    stage.build(source, staged, {**rewritten, **prepared.made_up}, as_parent=bool(prepared.memory.staged))
     return staged
 
 

@@ -3,12 +3,14 @@ injected, not slept.
 
 A step is a journal line that is about to be written, the same line written, or a name in a file system that is about to
 change. With GRIT_TEST_STEPS, the number of steps is written to that file at the end; with GRIT_TEST_KILL_AT=N, the
-process kills itself at step N.
+process kills itself at step N. GRIT_TEST_SLOW_FILL slows the filling of memory down, and GRIT_TEST_NO_USERFAULTFD
+stands for a kernel without it.
 """
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from grit_runtime import __main__
-from grit_runtime.host import transaction
+from grit_runtime.host import inject, transaction, vm
 
 _steps = 0
 
@@ -46,5 +48,20 @@ if os.environ.get("GRIT_TEST_STEPS") or os.environ.get("GRIT_TEST_KILL_AT"):
     os.rename = _counted(os.rename, after=False)
     os.rmdir = _counted(os.rmdir, after=False)
     os.mkdir = _counted(os.mkdir, after=False)
+
+
+def _slowly(function: Callable[..., Any]) -> Callable[..., Any]:
+    def waiting(*args: Any) -> Any:
+        Path("filling").touch()
+        time.sleep(0.05)
+        return function(*args)
+
+    return waiting
+
+
+if os.environ.get("GRIT_TEST_SLOW_FILL"):
+    vm.Userfault.copy = _slowly(vm.Userfault.copy)  # type: ignore[method-assign]
+if os.environ.get("GRIT_TEST_NO_USERFAULTFD"):
+    inject.is_supported = lambda: False
 
 sys.exit(__main__.main(["verb", "-", "grit-runtime", *sys.argv[1:]]))

@@ -1,0 +1,83 @@
+"""Checksums of a checkpoint's files, as its manifest lists them (docs/checkpoint-format.md)."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from grit_runtime.errors import CheckpointError
+from grit_runtime.host import digest, pool
+
+ALGORITHM, CHUNK = digest.ALGORITHM, digest.CHUNK
+
+
+def of_files(
+    directory: str, sizes: Mapping[str, int], known: Mapping[str, list[str]], workers: int
+) -> dict[str, list[str]]:
+    """The checksums of every file's chunks.
+
+    Args:
+        known: of files whose checksums were computed when they were written.
+
+    Raises:
+        OSError: a file can't be read.
+    """
+    missing = {name: size for name, size in sizes.items() if name not in known}
+    return {**known, **_of(directory, missing, workers)}
+
+
+def recorded(data: Mapping[str, Any], path: str) -> dict[str, tuple[str, ...]]:
+    """What a manifest lists; empty if it lists none, or by another algorithm than ours.
+
+    Raises:
+        CheckpointError: it isn't as it should be.
+    """
+    section = data.get("checksums")
+    if not isinstance(section, dict) or (section.get("algorithm"), section.get("chunk")) != (ALGORITHM, CHUNK):
+        return {}
+    found = {}
+    for entry in data["files"]:
+        values = entry.get("checksums")
+        if not isinstance(values, list) or len(values) != len(digest.chunks(int(entry["bytes"]))):
+            raise CheckpointError(f"manifest {path} is damaged: the checksums of {entry['name']} are not whole")
+        found[str(entry["name"])] = tuple(str(value) for value in values)
+    return found
+
+
+def require(directory: str, names: Iterable[str], expected: Mapping[str, tuple[str, ...]], workers: int) -> None:
+    """Compare files with their checksums.
+
+    Raises:
+        CheckpointError: one of them isn't what it was, or can't be read.
+    """
+    wanted = [name for name in names if name in expected]
+    try:
+        sizes = {name: os.stat(os.path.join(directory, name)).st_size for name in wanted}
+        got = _of(directory, sizes, workers)
+    except OSError as err:
+        raise CheckpointError(f"cannot read {err.filename}: {err.strerror}") from None
+    wrong = [name for name in wanted if tuple(got[name]) != expected[name]]
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {directory} is damaged: {', '.join(wrong[:10])}: not what it was, by its checksum",
+            hint="copy it again",
+        )
+
+
+def _of(directory: str, sizes: Mapping[str, int], workers: int) -> dict[str, list[str]]:
+    jobs = [(name, start, end) for name, size in sizes.items() for start, end in digest.chunks(size)]
+
+    def one(job: tuple[str, int, int]) -> str:
+        name, start, end = job
+        fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return digest.of_chunk(fd, start, end)
+        except EOFError:
+            raise CheckpointError(f"{os.path.join(directory, name)} became shorter meanwhile") from None
+        finally:
+            os.close(fd)
+
+    values = pool.each(one, jobs, workers)
+    found: dict[str, list[str]] = {name: [] for name in sizes}
+    for (name, _, _), value in zip(jobs, values, strict=True):
+        found[name].append(value)
+    return found

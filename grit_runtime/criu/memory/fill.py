@@ -1,0 +1,136 @@
+"""Memory of stopped processes, filled by many threads from pages images, whose checksums are compared on the way."""
+
+import errno
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from grit_runtime.criu.pagemap import Run
+from grit_runtime.errors import CheckpointError
+from grit_runtime.host import digest, pool, vm
+
+
+class Memory(Protocol):
+    """The memory of a process."""
+
+    def put(self, address: int, source: int, size: int) -> None:
+        """Copy memory of ours there. Raises OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByWriting:
+    """process_vm_writev(2): the kernel makes each page, zeroes it, and copies."""
+
+    pid: int
+
+    def put(self, address: int, source: int, size: int) -> None:
+        """See `Memory.put`."""
+        vm.write(self.pid, [(address, size)], source)
+
+
+@dataclass(frozen=True, slots=True)
+class ByUserfault:
+    """UFFDIO_COPY: the kernel puts a page with our content there; twice as fast."""
+
+    pid: int
+    userfault: vm.Userfault
+
+    def put(self, address: int, source: int, size: int) -> None:
+        """See `Memory.put`."""
+        try:
+            self.userfault.copy(address, source, size)
+        except OSError as err:
+            if err.errno != errno.EEXIST:
+                raise
+            vm.write(self.pid, [(address, size)], source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A pages image, with what of it goes where; what belongs to no run is compared only."""
+
+    path: str
+    size: int
+    runs: tuple[tuple[Run, Memory], ...]
+    """In the order of their offsets."""
+    checksums: tuple[str, ...] | None
+    """Of its chunks; None if nobody recorded them: what is in no run isn't read then."""
+
+
+def fill(images: Sequence[Image], workers: int) -> int:
+    """Fill, and compare.
+
+    Returns:
+        How many bytes were put into memory.
+
+    Raises:
+        CheckpointError: an image is shorter than its pagemap says, or not what it was.
+        OSError: an image can't be read, or the memory not be filled.
+    """
+    opened = [(image, os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)) for image in images]
+    try:
+        jobs = [
+            (_Runs(image.runs), image, fd, number, start, end)
+            for image, fd in opened
+            for number, (start, end) in enumerate(digest.chunks(image.size))
+        ]
+        return sum(pool.each(lambda job: _chunk(*job), jobs, workers))
+    finally:
+        for _, fd in opened:
+            os.close(fd)
+
+
+_own = threading.local()
+
+
+def _buffer() -> vm.Buffer:
+    buffer: vm.Buffer | None = getattr(_own, "buffer", None)
+    if buffer is None:
+        buffer = _own.buffer = vm.Buffer(digest.STEP)
+    return buffer
+
+
+def _chunk(runs: "_Runs", image: Image, fd: int, number: int, start: int, end: int) -> int:
+    if image.checksums is None and not runs.pieces(start, end - start):
+        return 0
+    made, buffer, done = digest.Digest() if image.checksums is not None else None, _buffer(), 0
+    for offset, size in digest.steps(start, end):
+        try:
+            digest.read(fd, buffer, offset, size)
+        except EOFError:
+            raise CheckpointError(
+                f"image {image.path} is shorter than its pagemap says", hint="copy it again"
+            ) from None
+        if vm.is_zero(buffer.address, size):
+            continue  # so is memory that nobody has touched
+        if made:
+            made.add(offset, buffer.address, size)
+        for memory, address, skipped, length in runs.pieces(offset, size):
+            memory.put(address, buffer.address + skipped, length)
+            done += length
+    if made and image.checksums is not None and made.value() != image.checksums[number]:
+        raise CheckpointError(
+            f"image {image.path} is not what it was: its bytes {start} to {end} have another checksum",
+            hint="copy it again",
+        )
+    return done
+
+
+class _Runs:
+    """What of a part of the file goes where."""
+
+    def __init__(self, runs: Sequence[tuple[Run, Memory]]) -> None:
+        self._runs, self._ends = runs, [run.offset + run.size for run, _ in runs]
+
+    def pieces(self, offset: int, size: int) -> list[tuple[Memory, int, int, int]]:
+        """Memory, address, how far into the part, and size."""
+        found, end = [], offset + size
+        for run, memory in self._runs[bisect_right(self._ends, offset) :]:
+            if run.offset >= end:
+                break
+            first, last = max(offset, run.offset), min(end, run.offset + run.size)
+            found.append((memory, run.address + first - run.offset, first - offset, last - first))
+        return found
