@@ -113,7 +113,7 @@ def bring_back(context: Context, prepared: Prepared, pids: list[int], *, stopped
         with hold.held(found, _free(found), timeout=_STOPPING):
             _restore(context, prepared, list(found), found)
     except ProcessError as err:
-        raise _failed(context, f"process {_named(err.pid)}: {err}", _hint(err)) from None
+        raise _failed(context, f"process {_named(err.pid)}: {err}", _hint(err, prepared.plan)) from None
     except CudaError as err:
         raise _failed(context, str(err), "") from None
     except hold.HoldError as err:
@@ -227,7 +227,10 @@ def _restore(context: Context, prepared: Prepared, pids: list[int], found: dict[
                 )
 
 
-def _hint(err: ProcessError) -> str:
+def _hint(err: ProcessError, plan: CudaPlan) -> str:
+    if err.code == states.INVALID_VALUE and plan.device_map:
+        moved = ", ".join(f"{old} to {new}" for old, new in plan.device_map)
+        return f"the driver does not take the map of GPUs {moved}; restore it on its own GPUs"
     if err.code == states.INVALID_VALUE:
         return "before driver 610 a process that has imported memory by CUDA IPC cannot be restored"
     if err.code == states.OUT_OF_MEMORY:

@@ -50,10 +50,12 @@ class Docker(Containerd):
     def environment(self) -> dict[str, str]:
         """What the client needs, too."""
         own = {"DOCKER_HOST": f"unix://{self.base}/docker.sock", "DOCKER_CONFIG": f"{self.base}/client"}
+        own["TMPDIR"] = f"{self.base}/tmp"  # docker leaves every checkpoint there, too
         return {**super().environment(), **own}
 
     def serve(self) -> None:
         """Start containerd, then dockerd without the runtime: what registers it comes while it runs."""
+        (self.base / "tmp").mkdir()
         super().serve()
         self.config.parent.mkdir(parents=True)
         self.config.write_text("{}")
