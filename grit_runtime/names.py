@@ -72,6 +72,8 @@ CUDA_PROGRAM = "cuda-checkpoint"
 CUDA_PLUGIN = "criu-plugin"
 CUDA_IPC_DETECT = "detect"
 CUDA_IPC_IGNORE = "ignore"
+HUGE_AUTO = "auto"
+HUGE_NEVER = "never"
 
 # The configuration's words for how memory is moved.
 MEMORY_AUTO = "auto"

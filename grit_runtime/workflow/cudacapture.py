@@ -17,7 +17,7 @@ from grit_runtime.cuda.processes import ProcessError
 from grit_runtime.cuda.states import CudaError, Operation, State
 from grit_runtime.downstream import State as ContainerState
 from grit_runtime.errors import CaptureError
-from grit_runtime.host import cgroups, proc, run, shared
+from grit_runtime.host import cgroups, hugepages, proc, run, shared
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.cudastate import CudaSuspended, settings
@@ -120,10 +120,20 @@ def _suspend(
     transaction.do(effect)
     if context.config.cuda.mode == names.CUDA_PLUGIN:
         return Suspended(section={**section, "mode": names.CUDA_PLUGIN}, plugin=True)
+    huge = huge_pages(context)
+    if huge:
+        transaction.do(huge)
     seconds = processes.suspend(
         api, initial, lock_timeout=context.config.cuda.lock_timeout, timeout=context.config.cuda.timeout
     )
+    if huge:
+        transaction.undo(huge)
     return Suspended(section={**section, "seconds": seconds}, seconds=seconds)
+
+
+def huge_pages(context: Context) -> hugepages.HugePages | None:
+    """Huge pages for the memory that the driver moves device memory through, if they are to be had."""
+    return None if context.config.cuda.huge_pages == names.HUGE_NEVER else hugepages.wanted()
 
 
 def require_none_new(context: Context, pids: list[int]) -> None:

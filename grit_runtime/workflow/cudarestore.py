@@ -48,6 +48,11 @@ class Prepared:
         """What is missing."""
         return self.plan.problems
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The CUDA processes by their pids within the container, as far as somebody recorded them."""
+        return tuple(process.pid for process in self.plan.recording.processes) if self.plan.recording else ()
+
     def close(self) -> None:
         """Let go of the driver."""
         if self.api is not None:

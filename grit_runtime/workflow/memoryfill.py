@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from grit_runtime import names
@@ -62,8 +63,12 @@ def prepare(context: Context, decoded: Images, manifest: Manifest | None, *, sto
     return Prepared(path=path, parts=parts, checksums=checksums)
 
 
-def fill(context: Context, prepared: Prepared) -> None:
+def fill(context: Context, prepared: Prepared, *, in_huge_pages: Collection[int] = ()) -> None:
     """Fill what CRIU has left out.
+
+    Args:
+        in_huge_pages: pids within the container of processes whose memory is to be in huge pages, which UFFDIO_COPY
+            makes none of.
 
     Raises:
         CheckpointError: an image isn't what it was.
@@ -80,7 +85,7 @@ def fill(context: Context, prepared: Prepared) -> None:
         for pid, (pagemap, split) in prepared.parts.items():
             if pid not in inner:
                 raise RestoreError(f"cannot restore container {context.container}: its process {pid} is gone")
-            userfault = _userfault(context, inner[pid], split)
+            userfault = None if pid in in_huge_pages else _userfault(context, inner[pid], split)
             ways.append((split, userfault))
             found.append(_image(prepared, inner[pid], pagemap, split, userfault))
         size = filling.fill(found, pool.workers(context.config.memory.workers))

@@ -7,7 +7,7 @@ from grit_runtime import names
 from grit_runtime.contents import podlog, shm
 from grit_runtime.errors import BusyError, DownstreamError, GritError
 from grit_runtime.host import effects as file_effects
-from grit_runtime.host import files, links
+from grit_runtime.host import files, hugepages, links
 from grit_runtime.host.transaction import Record, append, read_journal, undo_all
 from grit_runtime.host.workspace import Workspace, open_existing
 from grit_runtime.workflow import cudastate, effects, linkremap, publish
@@ -15,7 +15,7 @@ from grit_runtime.workflow import cudastate, effects, linkremap, publish
 CREATED = "created"  # the phase of a restored container that waits for `start`: nothing is under way
 
 # A journal names effects by their kind: the modules that define them must be there.
-EFFECTS = (file_effects, effects, cudastate, links, linkremap, shm, podlog)
+EFFECTS = (file_effects, effects, cudastate, hugepages, links, linkremap, shm, podlog)
 
 
 def settle(workspace: Workspace) -> Record | None:

@@ -23,6 +23,7 @@ from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
 from grit_runtime.workflow import (
     contents,
+    cudacapture,
     cudaplan,
     cudarestore,
     describe,
@@ -101,9 +102,7 @@ def _apply(
         for done in (*reversed(led), *kept, edit, *source.effects):
             transaction.undo(done)
         _verify(context, request, prepared, pid)
-        memoryfill.fill(context, prepared.memory)
-        if prepared.cuda:
-            _bring_back_cuda(context, request, prepared.cuda, pid)
+        _bring_back(context, request, prepared, transaction, pid)
         if request.pid_file:
             transaction.do(effects.WriteFile(request.pid_file, str(pid)))
         files.remove_tree(staged)
@@ -230,6 +229,18 @@ def _verify(context: Context, request: Request, prepared: Prepared, pid: int) ->
     verify.restored(context.container, request.bundle, pids, pid, alive, processes[0].pid)
     if request.bundle.section("root").get("readonly"):
         remount.make_root_read_only(pid)  # CRIU restores the flags of the root mount since 4.2
+
+
+def _bring_back(context: Context, request: Request, prepared: Prepared, transaction: Transaction, pid: int) -> None:
+    """Memory, then CUDA; in huge pages, which the driver copies from faster, where CUDA is what it is for."""
+    huge = cudacapture.huge_pages(context) if prepared.cuda else None
+    if huge:
+        transaction.do(huge)
+    memoryfill.fill(context, prepared.memory, in_huge_pages=prepared.cuda.pids if prepared.cuda and huge else ())
+    if prepared.cuda:
+        _bring_back_cuda(context, request, prepared.cuda, pid)
+    if huge:
+        transaction.undo(huge)
 
 
 def _bring_back_cuda(context: Context, request: Request, cuda: cudarestore.Prepared, pid: int) -> None:

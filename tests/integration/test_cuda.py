@@ -7,11 +7,12 @@ import signal
 import stat
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from grit_runtime.errors import RestoreError
-from grit_runtime.host import proc
+from grit_runtime.host import hugepages, proc
 from grit_runtime.workflow import cudarestore
 from grit_runtime.workflow.cudaplan import Device
 from tests.integration.machine import Bundle, Machine, tree
@@ -477,3 +478,30 @@ def test_images_that_runc_wrote_of_a_checkpointed_process(gpu: SimulatedGpu) -> 
     gpu.restore(new).ok()
     assert gpu.used() == 64
     gpu.goes_on(new)
+
+
+def test_memory_is_in_huge_pages_only_while_cuda_is_moved(gpu: SimulatedGpu) -> None:
+    """Also when the runtime is killed meanwhile. The node's own setting is put back as it was."""
+    before = hugepages.setting()
+    Path(hugepages.SETTING).write_text("madvise")
+    try:
+        old = gpu.start("old")
+        gpu.faults("Checkpoint slow")
+        argv = gpu.machine.argv("checkpoint", "--image-path", str(gpu.machine.checkpoints / "killed"), "old")
+        environment = {**gpu.machine.environment(), **gpu.environment}
+        process = subprocess.Popen(argv, env=environment, cwd=gpu.machine.path)
+        gpu.machine.wait_for_effect("huge-pages")
+        gpu.machine.wait(lambda: hugepages.setting() == "always")
+        process.kill()
+        process.wait()
+        gpu.grit("recover").ok()
+        assert hugepages.setting() == "madvise"
+        gpu.faults()
+        gpu.capture().ok()
+        assert hugepages.setting() == "madvise"
+        new = gpu.copy_of(old)
+        gpu.restore(new).ok()
+        assert hugepages.setting() == "madvise"
+        gpu.goes_on(new)
+    finally:
+        Path(hugepages.SETTING).write_text(before)
