@@ -41,6 +41,11 @@ def setting() -> str:
     return found[1] if found else ""
 
 
+def for_all() -> bool:
+    """Whether memory is taken in huge pages now, whoever takes it."""
+    return setting() == _ALWAYS
+
+
 def wanted() -> HugePages | None:
     """The effect, on a node that gives huge pages to those who ask; a node where nobody gets any is left so, and where
     everybody does there is nothing to do.

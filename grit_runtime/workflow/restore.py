@@ -18,7 +18,7 @@ from grit_runtime import names
 from grit_runtime.criu import conf, hints, images, logs, stage
 from grit_runtime.downstream import relay
 from grit_runtime.errors import RestoreError
-from grit_runtime.host import effects, files, links, proc, remount, run
+from grit_runtime.host import effects, files, hugepages, links, proc, remount, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
 from grit_runtime.workflow import (
@@ -236,7 +236,8 @@ def _bring_back(context: Context, request: Request, prepared: Prepared, transact
     huge = cudacapture.huge_pages(context) if prepared.cuda else None
     if huge:
         transaction.do(huge)
-    memoryfill.fill(context, prepared.memory, in_huge_pages=prepared.cuda.pids if prepared.cuda and huge else ())
+    large = prepared.cuda.pids if prepared.cuda and hugepages.for_all() else ()
+    memoryfill.fill(context, prepared.memory, in_huge_pages=large)
     if prepared.cuda:
         _bring_back_cuda(context, request, prepared.cuda, pid)
     if huge:
