@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from grit_runtime.host import proc
 
 _SINGLESTEP, _DETACH = 9, 17
-_GETREGSET, _SETREGSET, _SEIZE = 0x4204, 0x4205, 0x4206
+_SETOPTIONS, _GETREGSET, _SETREGSET, _SEIZE = 0x4200, 0x4204, 0x4205, 0x4206
 _GETSIGMASK, _SETSIGMASK = 0x420A, 0x420B
 _EXITKILL, _SUSPEND_SECCOMP = 0x00100000, 0x00200000
 _PRSTATUS = 1
@@ -98,18 +98,21 @@ def _fetch(pid: int, theirs: int) -> int:
 
 @contextmanager
 def _seized(pid: int) -> Iterator[None]:
-    _ptrace(_SEIZE, pid, 0, _EXITKILL | _SUSPEND_SECCOMP)
+    _ptrace(_SEIZE, pid, 0, 0)
     try:
         _wait(pid)
         registers, mask = _registers(pid), _mask(pid)
         if registers[_CS] != _USER_CS:
             raise InjectError(errno.ENOEXEC, f"process {pid} is not 64 bits wide")
-        _set_mask(pid, (1 << 64) - 1)
+        # From here on until all is as it was, it must not live on without us.
+        _ptrace(_SETOPTIONS, pid, 0, _EXITKILL | _SUSPEND_SECCOMP)
         try:
+            _set_mask(pid, (1 << 64) - 1)
             yield
         finally:
             _set_registers(pid, registers)
             _set_mask(pid, mask)
+            _ptrace(_SETOPTIONS, pid, 0, 0)
     finally:
         _ptrace(_DETACH, pid, 0, 0)
     deadline = time.monotonic() + _TIMEOUT

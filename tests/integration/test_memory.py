@@ -320,6 +320,25 @@ class TestWithinAProcess:
         child.stdin.close()
         assert child.wait(10) == 0
 
+    def test_a_process_with_a_filter_of_system_calls_is_filled(self) -> None:
+        """seccomp(2), strict: any call but read and write kills it."""
+        script = (
+            "import ctypes, os, sys; libc = ctypes.CDLL(None); sys.stdout.write('ready\\n'); sys.stdout.flush(); "
+            "libc.prctl(22, 1, 0, 0, 0); os.read(0, 1); libc.syscall(60, 0)"
+        )
+        process = subprocess.Popen(["python3", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGSTOP)
+        while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "T":
+            time.sleep(0.01)
+        os.close(inject.userfaultfd(process.pid))
+        assert "Seccomp:\t1" in Path(f"/proc/{process.pid}/status").read_text()
+        process.send_signal(signal.SIGCONT)
+        process.stdin.write(b"x")
+        process.stdin.close()
+        assert process.wait(10) == 0, "the filter has let exit(2) pass, and nothing else"
+
     def test_memory_that_is_not_there_is_an_error(self, child: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
         self._address(child)
         pagemap = Pagemap(pages_id=1, entries=({1: PAGE, 2: 4, 4: PRESENT},))
