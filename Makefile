@@ -56,6 +56,7 @@ conformance: deps build ## runc's own integration suite, with runc and with us
 bench: deps build ## what we cost, side by side with runc in one run
 	$(PYTHON) tests/bench/passthrough.py --runtime $(BUILT)/bin/grit-runtime
 	$(PYTHON) tests/bench/devices.py --runtime $(BUILT)/bin/grit-runtime
+	$(PYTHON) tests/bench/owntime.py --runtime $(BUILT)/bin/grit-runtime
 
 clean: ## remove build/
 	rm -rf build

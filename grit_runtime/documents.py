@@ -5,8 +5,9 @@ The one place that knows PyYAML, jsonschema and tomli_w; they are imported when 
 
 import json
 import os
-import tomllib
 from typing import Any
+
+from grit_runtime import conform
 
 _MAX_NODES = 500_000
 _MAX_DEPTH = 32
@@ -48,16 +49,23 @@ def violations(data: Any, schema: str) -> list[str]:
     Args:
         schema: the schema's file, relative to the package.
     """
+    with open(os.path.join(os.path.dirname(__file__), schema), encoding="utf-8") as stream:
+        wanted = json.load(stream)
+    try:
+        if conform.conforms(data, wanted):
+            return []
+    except conform.UnknownKeywordError:
+        pass  # jsonschema knows it
     import jsonschema
 
-    with open(os.path.join(os.path.dirname(__file__), schema), encoding="utf-8") as stream:
-        validator = jsonschema.Draft202012Validator(json.load(stream))
-    found = sorted(validator.iter_errors(data), key=lambda e: [str(p) for p in e.path])
+    found = sorted(jsonschema.Draft202012Validator(wanted).iter_errors(data), key=lambda e: [str(p) for p in e.path])
     return [f"{'.'.join(str(p) for p in e.path) or 'top level'}: {e.message}" for e in found]
 
 
 def load_toml(text: str) -> dict[str, Any]:
     """Parse TOML. Raises ValueError: it isn't TOML; the message says where."""
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except RecursionError:
