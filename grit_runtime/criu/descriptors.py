@@ -24,12 +24,12 @@ def make(path: str, root_pid: int) -> bytes:
     Raises:
         CheckpointError: an image is missing or damaged.
     """
-    ids = images.load(path, f"ids-{root_pid}.img", "IDS")["entries"]
+    ids = images.load(path, f"ids-{root_pid}.img", "IDS")
     name = f"fdinfo-{ids[0]['files_id'] if ids else 0}.img"
     if not os.path.exists(os.path.join(path, name)):
         raise CheckpointError(f"{path} has no descriptors.json, and {name} to make it of is missing")
-    opened = {entry["fd"]: entry["id"] for entry in images.load(path, name, "FDINFO")["entries"]}
-    files = {entry["id"]: entry for entry in images.load(path, images.FILES, "FILES")["entries"]}
+    opened = {entry["fd"]: entry["id"] for entry in images.load(path, name, "FDINFO")}
+    files = {entry["id"]: entry for entry in images.load(path, images.FILES, "FILES")}
     return json.dumps([_named(files.get(opened.get(number, -1), {})) for number in range(_STDIO)]).encode()
 
 

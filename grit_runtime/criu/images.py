@@ -1,4 +1,4 @@
-"""CRIU's images, decoded. The only user of pycriu, which comes with CRIU itself.
+"""CRIU's images, decoded.
 
 An image file is a magic word and a list of protobuf messages (criu/include/magic.h, images/*.proto). Only the small
 ones are read: never pages.
@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from grit_runtime.criu import messages
 from grit_runtime.errors import CheckpointError
 
 MAX_IMAGE_BYTES = 64 << 20  # of a small image: a million mounts would fit
@@ -25,8 +26,6 @@ Changes = dict[int, Fields | None]
 # compel/include/uapi/task-state.h; core.proto, task_state
 _TASK_DEAD = 2
 _TASK_STOPPED = 3
-# criu/include/magic.h: IMG_COMMON_MAGIC and IMG_SERVICE_MAGIC stand before an image's own.
-_COMMON_MAGIC = ((0x54564319).to_bytes(4, "little"), (0x55105940).to_bytes(4, "little"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +104,7 @@ def read(path: str) -> Images:
     for needed in ("inventory.img", "pstree.img"):
         if needed not in files:
             raise CheckpointError(f"{path} holds no CRIU images: {needed} is missing")
-    (inventory,) = _load(path, "inventory.img", "INVENTORY")[:1] or ({},)
+    (inventory,) = load(path, "inventory.img", "INVENTORY")[:1] or ({},)
     mounts = [
         mount
         for name in files
@@ -125,13 +124,13 @@ def read(path: str) -> Images:
 
 def rewrite(path: str, name: str, changes: Changes) -> bytes:
     """The bytes of image `name` with some entries changed."""
-    image = _decode(path, name, _magic(name))
+    magic, data = _magic(name), read_file(path, name)
+    entries = _decode(os.path.join(path, name), data, magic)
     for index, fields in changes.items():
         if fields is not None:
-            _set(image["entries"][index], fields)
-    image["entries"] = [e for index, e in enumerate(image["entries"]) if changes.get(index, {}) is not None]
-    encoded: bytes = _pycriu().dumps(image)
-    return encoded
+            _set(entries[index], fields)
+    kept = [entry for index, entry in enumerate(entries) if changes.get(index, {}) is not None]
+    return messages.dumps(data[: messages.header_size(data)], magic, kept)
 
 
 def is_rewritable(path: str, name: str) -> bool:
@@ -180,17 +179,17 @@ def _mounts(path: str, name: str) -> list[ImageMount]:
             shared_id=int(entry.get("shared_id", 0)),
             master_id=int(entry.get("master_id", 0)),
         )
-        for index, entry in enumerate(_load(path, name, "MNTS"))
+        for index, entry in enumerate(load(path, name, "MNTS"))
     ]
 
 
 def _open_files(path: str, files: tuple[str, ...]) -> list[OpenFile]:
     if FILES not in files:
         return []  # before CRIU 3.3 each kind of file had an image of its own
-    remaps = _load(path, REMAPS, "REMAP_FPATH") if REMAPS in files else []
+    remaps = load(path, REMAPS, "REMAP_FPATH") if REMAPS in files else []
     remapped = {entry["orig_id"]: (index, entry) for index, entry in enumerate(remaps)}
     found = []
-    for index, entry in enumerate(_load(path, FILES, "FILES")):
+    for index, entry in enumerate(load(path, FILES, "FILES")):
         regular = entry.get("reg")
         if regular is None or regular.get("ext"):
             continue
@@ -212,7 +211,7 @@ def _open_files(path: str, files: tuple[str, ...]) -> list[OpenFile]:
 
 
 def _processes(path: str, files: tuple[str, ...]) -> list[ImageProcess]:
-    entries = _load(path, "pstree.img", "PSTREE")
+    entries = load(path, "pstree.img", "PSTREE")
     if not entries:
         raise CheckpointError(f"image {os.path.join(path, 'pstree.img')} holds no process")
     if len(entries) > MAX_PROCESSES:
@@ -234,86 +233,61 @@ def _processes(path: str, files: tuple[str, ...]) -> list[ImageProcess]:
 def _task_state(path: str, name: str, present: frozenset[str]) -> int:
     if name not in present:
         return 0
-    entries = _load(path, name, "CORE")
+    entries = load(path, name, "CORE")
     return int(entries[0].get("tc", {}).get("task_state", 0)) if entries else 0
 
 
-def _load(path: str, name: str, magic: str) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = _decode(path, name, magic)["entries"]
-    return entries
+def load(path: str, name: str, magic: str) -> messages.Entries:
+    """The entries of a small image, which are decoded once and not to be changed.
 
-
-def _decode(path: str, name: str, magic: str) -> dict[str, Any]:
+    Raises:
+        CheckpointError: it can't be read, or isn't a `magic` image.
+    """
     file = os.path.join(path, name)
     try:
-        if os.stat(file).st_size > MAX_IMAGE_BYTES:
-            raise CheckpointError(f"image {file} is larger than {MAX_IMAGE_BYTES >> 20} MiB")
-        with open(file, "rb") as stream:
-            data = stream.read()
-        _check_framing(file, data)
-        image: dict[str, Any] = _pycriu().loads(data)
+        found = os.stat(file)
     except OSError as err:
         raise CheckpointError(f"cannot read image {file}: {err.strerror}") from None
+    return _decoded(path, name, magic, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=16)
+def _decoded(path: str, name: str, magic: str, _: tuple[int, int, int]) -> messages.Entries:
+    return _decode(os.path.join(path, name), read_file(path, name), magic)
+
+
+def read_file(path: str, name: str) -> bytes:
+    """The bytes of a small image. Raises CheckpointError: it can't be read, or is too large."""
+    file = os.path.join(path, name)
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read(MAX_IMAGE_BYTES + 1)
+    except OSError as err:
+        raise CheckpointError(f"cannot read image {file}: {err.strerror}") from None
+    if len(data) > MAX_IMAGE_BYTES:
+        raise CheckpointError(f"image {file} is larger than {MAX_IMAGE_BYTES >> 20} MiB")
+    return data
+
+
+def _decode(file: str, data: bytes, magic: str) -> messages.Entries:
+    try:
+        _check_framing(file, data)
+        found, entries = messages.loads(data, magic)
     except CheckpointError:
         raise
     except Exception as err:  # noqa: BLE001 - pycriu and protobuf raise a bare Exception, MagicException, struct.error and more
         raise CheckpointError(
             f"image {file} is damaged: {type(err).__name__} {err}", hint="it was cut short, or is no CRIU image"
         ) from None
-    if image["magic"] != magic:
-        raise CheckpointError(f"image {file} is a {image['magic']} image, not {magic}")
-    return image
+    if found != magic:
+        raise CheckpointError(f"image {file} is a {found} image, not {magic}")
+    return entries
 
 
 def _check_framing(file: str, data: bytes) -> None:
     """Each message stands behind its size, and the last must end where the file does: pycriu takes what a cut left."""
-    offset = 8 if data[:4] in _COMMON_MAGIC else 4
+    offset = messages.header_size(data)
     while offset + 4 <= len(data):
         offset += 4 + int.from_bytes(data[offset : offset + 4], "little")
     if offset != len(data):
         raise CheckpointError(f"image {file} is damaged: it was cut short, or is no CRIU image")
-
-
-@functools.cache
-def _pycriu() -> Any:
-    try:
-        from pycriu import images
-    except ImportError as err:
-        raise CheckpointError(
-            f"cannot decode CRIU images: {err}", hint="install CRIU's Python package pycriu"
-        ) from None
-    return images
-
-
-def mappings(path: str, pid: int) -> list[Any]:
-    """The mappings of a process, as messages with the fields of images/vma.proto. There may be a hundred thousand, for
-    which pycriu's own decoding takes seconds.
-
-    Raises:
-        CheckpointError: the image can't be read.
-    """
-    file = os.path.join(path, f"mm-{pid}.img")
-    try:
-        with open(file, "rb") as stream:
-            data = stream.read(MAX_IMAGE_BYTES + 1)
-        start = 8 if data[:4] in _COMMON_MAGIC else 4
-        size = int.from_bytes(data[start : start + 4], "little")
-        if not 0 < size == len(data) - start - 4:
-            raise CheckpointError(f"image {file} is damaged: it was cut short, or is no CRIU image")
-        message = _pycriu().pb.mm_entry.FromString(data[start + 4 :])
-    except OSError as err:
-        raise CheckpointError(f"cannot read image {file}: {err.strerror}") from None
-    except CheckpointError:
-        raise
-    except Exception as err:  # noqa: BLE001 - protobuf's own
-        raise CheckpointError(f"image {file} is damaged: {type(err).__name__} {err}") from None
-    return list(message.vmas)
-
-
-def load(path: str, name: str, magic: str) -> dict[str, Any]:
-    """A small image, decoded: `entries` are its messages.
-
-    Raises:
-        CheckpointError: it can't be read, or isn't a `magic` image.
-    """
-    return _decode(path, name, magic)

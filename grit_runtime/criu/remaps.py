@@ -24,13 +24,13 @@ def read(path: str) -> list[Remap]:
     """The files that the checkpoint at `path` reaches by names of CRIU's. Raises CheckpointError."""
     if not os.path.exists(os.path.join(path, "remap-fpath.img")):
         return []
-    entries = images.load(path, "remap-fpath.img", "REMAP_FPATH")["entries"]
+    entries = images.load(path, "remap-fpath.img", "REMAP_FPATH")
     linked = [entry for entry in entries if entry.get("remap_type", "LINKED") in _LINKED]
     if not linked:
         return []
     regular = {
         entry["id"]: "/" + entry["reg"]["name"].lstrip("/")
-        for entry in images.load(path, "files.img", "FILES")["entries"]
+        for entry in images.load(path, "files.img", "FILES")
         if "reg" in entry
     }
     return [

@@ -39,7 +39,7 @@ class Connection:
 def connections(path: str) -> list[Connection]:
     """Every TCP connection in the checkpoint at `path`. Raises CheckpointError."""
     found = []
-    for index, entry in enumerate(images.load(path, FILE, _MAGIC)["entries"]):
+    for index, entry in enumerate(images.load(path, FILE, _MAGIC)):
         details = entry.get("isk")
         if details and details["proto"] == socket.IPPROTO_TCP and details["dst_port"]:
             found.append(
@@ -79,7 +79,7 @@ def closing(closed: list[Connection]) -> images.Changes:
 
 def were_closed_at_the_dump(path: str) -> bool:
     """Whether CRIU dumped with `tcp-close`; it wants that at the restore too (criu/image.c, check_img_inventory)."""
-    return any(entry.get("tcp_close") for entry in images.load(path, "inventory.img", "INVENTORY")["entries"])
+    return any(entry.get("tcp_close") for entry in images.load(path, "inventory.img", "INVENTORY"))
 
 
 def _address(words: list[int]) -> Address:

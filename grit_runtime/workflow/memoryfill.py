@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from grit_runtime import names
 from grit_runtime.checkpoint import integrity
 from grit_runtime.checkpoint.manifest import Manifest
-from grit_runtime.criu import images as criu_images
+from grit_runtime.criu import mappings
 from grit_runtime.criu import pagemap as pagemaps
 from grit_runtime.criu.images import ImageProcess, Images
 from grit_runtime.criu.memory import fill as filling
@@ -146,7 +146,7 @@ def _parts(decoded: Images, found: dict[str, Pagemap]) -> dict[int, tuple[Pagema
 
     def vmas(pid: int) -> list[Vma]:
         if pid not in all_vmas:
-            listed = criu_images.mappings(decoded.path, pid)
+            listed = mappings.mappings(decoded.path, pid)
             all_vmas[pid] = [Vma(v.start, v.end, v.prot, v.flags, v.status) for v in listed]
         return all_vmas[pid]
 

@@ -33,7 +33,7 @@ def _taken_pids(bundle: Bundle, path: str) -> tuple[str, ...]:
     namespace = proc.namespace_of_file(str(shared[0]["path"])) if shared else None
     if namespace is None:
         return ()
-    wanted = {tid for entry in images.load(path, "pstree.img", "PSTREE")["entries"] for tid in entry["threads"]}
+    wanted = {tid for entry in images.load(path, "pstree.img", "PSTREE") for tid in entry["threads"]}
     taken = sorted(wanted & _tasks_within(namespace))
     if not taken:
         return ()

@@ -15,8 +15,8 @@ SCHEMA = json.loads(Path(config.__file__).with_name("config.schema.json").read_t
 CDI = json.loads((Path(config.__file__).parent / "cdi/schema.json").read_text())
 
 _SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 90000), st.floats(), st.sampled_from([0.0, 1.0, 2.5, "/x", "auto", "", "/"]),
-    st.text(max_size=3), st.dates(),
+    st.none(), st.booleans(), st.integers(-2, 90000), st.floats(), st.text(max_size=3), st.dates(),
+    st.sampled_from([0.0, 1.0, 2.5, "/x", "auto", "", "/"]),
 )  # fmt: skip
 _ANY = st.recursive(
     _SCALARS,
