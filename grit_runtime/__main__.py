@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import traceback
 from types import FrameType
 
 from grit_runtime import config as configuration
@@ -42,6 +41,8 @@ def main(arguments: list[str]) -> int:
     except OSError as err:
         return log.fatal(f"grit-runtime: {err.strerror or err}{f': {err.filename}' if err.filename else ''}")
     except Exception as err:  # noqa: BLE001 - the edge: a bug must still be one line in the caller's log
+        import traceback
+
         place = traceback.extract_tb(err.__traceback__)[-1]
         return log.fatal(f"grit-runtime: internal error: {type(err).__name__}: {err} ({place.filename}:{place.lineno})")
 

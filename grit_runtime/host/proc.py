@@ -117,17 +117,20 @@ def with_environment(entry: str) -> list[int]:
     """The processes whose environment holds `entry` (`NAME=value`): what one of our calls started and what that
     started.
     """
-    import psutil
+    wanted = os.fsencode(entry)
+    return [pid for pid in _all() if pid != os.getpid() and wanted in _environment(pid) and is_running(pid)]
 
-    name, _, value = entry.partition("=")
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(name) == value and is_running(process.pid):
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
+
+def _all() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as stream:
+            return stream.read().split(b"\0")
+    except OSError:
+        return []
 
 
 def criu_with_open(directory: str) -> list[int]:
@@ -140,8 +143,7 @@ def criu_with_open(directory: str) -> list[int]:
         wanted = os.stat(directory)
     except OSError:
         return []
-    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
-    return [pid for pid in pids if thread_name(pid, pid).startswith(_CRIU) and _has_open(pid, wanted)]
+    return [pid for pid in _all() if thread_name(pid, pid).startswith(_CRIU) and _has_open(pid, wanted)]
 
 
 def _has_open(pid: int, wanted: os.stat_result) -> bool:

@@ -1,7 +1,7 @@
 """Running a program: the caller's environment and descriptors, a bound on its time, its output kept apart."""
 
 import os
-import shlex
+import select
 import signal
 import subprocess
 import sys
@@ -37,6 +37,8 @@ class Result:
             end = f"was killed by signal {-self.code}"
         else:
             end = f"exited with {self.code}"
+        import shlex
+
         return f"`{shlex.join(self.argv)}` {end}"
 
 
@@ -82,6 +84,26 @@ def run(argv: list[str], *, timeout: float, env: Mapping[str, str] | None = None
         out, err = _rest(process)
     code = -signal.SIGKILL if process.returncode is None else process.returncode
     return Result(argv=tuple(argv), code=code, out=_text(out), err=_text(err), timed_out=timed_out)
+
+
+def wait(process: subprocess.Popen[Any], timeout: float) -> int:
+    """Wait for a program: `Popen.wait` with a time limit polls, and is up to 50 ms late.
+
+    Raises:
+        TimeoutExpired: it didn't end.
+    """
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError:  # before Linux 5.3
+        return process.wait(timeout)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(timeout * 1000):
+            raise subprocess.TimeoutExpired(process.args, timeout)
+    finally:
+        os.close(pidfd)
+    return process.wait()
 
 
 def end(process: subprocess.Popen[Any]) -> None:

@@ -1,7 +1,6 @@
 """What every step of ours needs: the call, the site's configuration, the downstream, and where to report."""
 
 import os
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,4 +45,4 @@ class Context:
 
 def new_marker() -> str:
     """An environment entry by which the programs of one call are found again."""
-    return f"{MARKER}={uuid.uuid4().hex}"
+    return f"{MARKER}={os.urandom(16).hex()}"

@@ -63,10 +63,11 @@ def prepare(context: Context, decoded: Images, manifest: Manifest | None, *, sto
     return Prepared(path=path, parts=parts, checksums=checksums)
 
 
-def fill(context: Context, prepared: Prepared, *, in_huge_pages: Collection[int] = ()) -> None:
+def fill(context: Context, prepared: Prepared, pids: list[int], *, in_huge_pages: Collection[int] = ()) -> None:
     """Fill what CRIU has left out.
 
     Args:
+        pids: the container's processes, all stopped.
         in_huge_pages: pids within the container of processes whose memory is to be in huge pages, which UFFDIO_COPY
             makes none of.
 
@@ -77,7 +78,6 @@ def fill(context: Context, prepared: Prepared, *, in_huge_pages: Collection[int]
     if not prepared.parts:
         return
     begun = time.monotonic()
-    pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
     inner = {proc.inner_pid(pid): pid for pid in pids}
     ways: list[tuple[Split, Userfault | None]] = []
     try:

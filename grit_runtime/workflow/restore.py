@@ -101,15 +101,17 @@ def _apply(
     try:
         for done in (*reversed(led), *kept, edit, *source.effects):
             transaction.undo(done)
-        _verify(context, request, prepared, pid)
-        _bring_back(context, request, prepared, transaction, pid)
+        pids = _verify(context, request, prepared, pid)
+        _bring_back(context, request, prepared, transaction, pids, pid)
         if request.pid_file:
             transaction.do(effects.WriteFile(request.pid_file, str(pid)))
         files.remove_tree(staged)
         if request.serves_create:
             transaction.phase(recover.CREATED)
         elif not request.shell_job:
-            release(context, list(prepared.plan.stopped))
+            # What took long may have outlived a process, and another one have its pid.
+            late = prepared.memory.parts or prepared.cuda
+            release(context, list(prepared.plan.stopped), None if late else pids)
     except BaseException:
         if running:
             running.kill()
@@ -211,7 +213,7 @@ def _await_restore(process: subprocess.Popen[bytes], pid_file: str, timeout: flo
     deadline = time.monotonic() + timeout
     if not pid_file:
         try:
-            return process.wait(timeout)
+            return run.wait(process, timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             raise RestoreError(f"the restore did not end within {timeout:.0f} s") from None
@@ -222,22 +224,26 @@ def _await_restore(process: subprocess.Popen[bytes], pid_file: str, timeout: flo
     return None if os.path.exists(pid_file) else process.returncode
 
 
-def _verify(context: Context, request: Request, prepared: Prepared, pid: int) -> None:
+def _verify(context: Context, request: Request, prepared: Prepared, pid: int) -> list[int]:
+    """Look at the container from outside; the processes in its cgroup."""
     pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
     processes = prepared.images.processes
     alive = sum(not process.zombie for process in processes)
     verify.restored(context.container, request.bundle, pids, pid, alive, processes[0].pid)
     if request.bundle.section("root").get("readonly"):
         remount.make_root_read_only(pid)  # CRIU restores the flags of the root mount since 4.2
+    return pids
 
 
-def _bring_back(context: Context, request: Request, prepared: Prepared, transaction: Transaction, pid: int) -> None:
+def _bring_back(
+    context: Context, request: Request, prepared: Prepared, transaction: Transaction, pids: list[int], pid: int
+) -> None:
     """Memory, then CUDA; in huge pages, which the driver copies from faster, where CUDA is what it is for."""
     huge = cudacapture.huge_pages(context) if prepared.cuda else None
     if huge:
         transaction.do(huge)
     large = prepared.cuda.pids if prepared.cuda and hugepages.for_all() else ()
-    memoryfill.fill(context, prepared.memory, in_huge_pages=large)
+    memoryfill.fill(context, prepared.memory, pids, in_huge_pages=large)
     if prepared.cuda:
         _bring_back_cuda(context, request, prepared.cuda, pid)
     if huge:
@@ -266,9 +272,15 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     return 128 - code if code < 0 else code
 
 
-def release(context: Context, stopped: list[int]) -> None:
-    """Let the tasks of a container that `create` restored run, but for those that were stopped at the dump."""
+def release(context: Context, stopped: list[int], pids: list[int] | None = None) -> None:
+    """Let a container's tasks run, but for those that were stopped at the dump.
+
+    Args:
+        pids: its processes, where they were looked at just now.
+    """
     keep = frozenset(stopped)
-    for pid in context.downstream.processes(context.container, timeout=context.config.timeouts.command):
+    if pids is None:
+        pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
+    for pid in pids:
         if proc.inner_pid(pid) not in keep:
             proc.send_signal(pid, signal.SIGCONT)
