@@ -96,3 +96,6 @@ DEVICE_MAP = "grit.dev/device-map"
 ON_RESTORE_FAILURE = "grit.dev/on-restore-failure"
 FAIL = "fail"
 COLD_START = "cold-start"
+
+PUBLISHING = "publishing"  # the phase of a journal from which recovery goes forward
+SHM = "/dev/shm"

@@ -11,14 +11,14 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grit_runtime.contents import diff, unpack, walk
+from grit_runtime import names
+from grit_runtime.contents import diff, walk
 from grit_runtime.contents.archive import Writer
 from grit_runtime.errors import RestoreError
 from grit_runtime.host import files
 from grit_runtime.host.transaction import Effect
 from grit_runtime.oci.bundle import Bundle
 
-PATH = "/dev/shm"
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 
@@ -27,7 +27,7 @@ def source(bundle: Bundle) -> str:
     """The host's directory that a container has at /dev/shm; empty if it has a tmpfs of its own, which CRIU saves."""
     found = ""
     for mount in bundle.objects("mounts"):
-        if os.path.normpath(str(mount.get("destination", ""))) == PATH:
+        if os.path.normpath(str(mount.get("destination", ""))) == names.SHM:
             options = mount.get("options") or []
             bound = mount.get("type") == "bind" or "bind" in options or "rbind" in options
             found = str(mount.get("source", "")) if bound else ""
@@ -57,6 +57,8 @@ class Staging(Effect):
         return f"unpack {self.archive} into {self.path}"
 
     def apply(self) -> None:
+        from grit_runtime.contents import unpack
+
         os.mkdir(self.path, 0o700)
         with walk.opened(self.path) as opened:
             unpack.Unpacker(root=opened, layer=False).apply(self.archive)

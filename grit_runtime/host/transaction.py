@@ -9,7 +9,7 @@ and it removes only what is still as we left it.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from grit_runtime.host import proc
 from grit_runtime.host.workspace import Workspace
 
 _KINDS: dict[str, type["Effect"]] = {}
+_more: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,15 @@ def _entries(path: str) -> Iterator[dict[str, Any]]:
             yield entry
 
 
+def define_later(define: Callable[[], None]) -> None:
+    """Have `define` called when a journal names an effect that isn't known: it imports what defines others."""
+    _more.append(define)
+
+
 def _effect(path: str, entry: dict[str, Any]) -> Effect:
+    if entry["effect"] not in _KINDS:
+        for define in _more:
+            define()
     kind = _KINDS.get(entry["effect"])
     if kind is None or {f.name for f in fields(kind)} != set(entry["args"]):
         raise RecoveryError(f"journal {path} holds an effect of another version: {entry['effect']}")

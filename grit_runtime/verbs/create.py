@@ -11,7 +11,6 @@ from grit_runtime.oci import argv, bundle
 from grit_runtime.verbs import waiting
 from grit_runtime.verbs.call import Call, pass_through
 from grit_runtime.workflow import devices, restore
-from grit_runtime.workflow.cudaplan import on_failure
 from grit_runtime.workflow.prepare import Request
 
 # What `restore` has no flag for: a restored process has its keyring, and its descriptors are in the images.
@@ -37,6 +36,8 @@ def run(call: Call) -> int:
     try:
         return _restore(call, container, made, flags)
     except (RestoreError, CheckpointError) as err:
+        from grit_runtime.workflow.cudaplan import on_failure
+
         if on_failure(made.annotations, call.config.on_restore_failure) == names.FAIL or waiting.find(call):
             raise
         call.log.line("warning", f"container {container} starts cold, without its checkpoint: {err}")

@@ -10,7 +10,7 @@ there stays until then.
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grit_runtime import names
 from grit_runtime.checkpoint import integrity, manifest
@@ -21,8 +21,8 @@ from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import open_workspace
 from grit_runtime.oci import bundle as bundles
 from grit_runtime.workflow import (
-    contents,
-    cudacapture,
+    contentsave,
+    cudasigns,
     describe,
     dump,
     external,
@@ -36,6 +36,9 @@ from grit_runtime.workflow import (
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.dump import Request
 from grit_runtime.workflow.effects import Pause
+
+if TYPE_CHECKING:
+    from grit_runtime.workflow import cudacapture
 
 
 def capture(context: Context, request: Request) -> None:
@@ -67,7 +70,7 @@ def capture(context: Context, request: Request) -> None:
     try:
         _take(context, transaction, request, state, bundle, pids)
         proc.finish_undisturbed()
-        transaction.phase(publish.PUBLISHING)
+        transaction.phase(names.PUBLISHING)
     except BaseException as err:
         transaction.abort(err)
         raise
@@ -87,15 +90,18 @@ def _take(
     partial = os.path.join(request.images, names.PARTIAL)
     _prepare(transaction, request, partial)
     begun = time.monotonic()
-    cuda = cudacapture.suspend(context, transaction, state, pids)
+    cuda = _suspend(context, transaction, state, [pid for pid in pids if cudasigns.may_use_cuda(pid)])
     by_plugin = cuda is not None and cuda.plugin
     clock = _freeze(context, transaction, state, thawed=cuda is not None, leave=by_plugin)
     clock["begin"] = begun
-    pids = _processes(context)
+    if state.status != names.PAUSED or cuda:  # else it was frozen when they were looked at
+        pids = _processes(context)
     if cuda and not by_plugin:
+        from grit_runtime.workflow import cudacapture
+
         cudacapture.require_none_new(context, pids)
     outside = describe.externals(state, bundle)
-    facts = describe.container(context, state, bundle, outside)
+    facts = describe.container(context, state, bundle, outside, pids)
     more, options = dump.plugins(context, transaction, cuda), external.options(outside)
 
     def by_criu() -> None:
@@ -105,17 +111,29 @@ def _take(
         past = memorysave.begin(context, request, partial, pids, frozen=not by_plugin)
         checksums = _dump(context, partial, pids, by_criu, past=past)
     except CaptureError as err:
-        raise contents.explained(err, state.pid) from None
+        raise contentsave.explained(err, state.pid) from None
     if by_plugin:
         _freeze(context, transaction, state, thawed=True)
     kept = linkremap.keep(transaction, partial, pids, state.pid)
     if cuda:
         facts["cuda"] = cuda.section
-    facts["contents"] = contents.save(context, state.pid, bundle, partial)
+    log = dump.log_of(request, transaction.workspace)
+    facts["versions"]["criu"] = describe.criu_version(log, context.config.timeouts.command)
+    facts["contents"] = contentsave.save(context, state.pid, bundle, partial)
     clock["dump"] = time.monotonic()
     _write_manifest(context, request, partial, facts, clock, checksums)
     for name in kept if request.leave_running else ():
         transaction.undo(name)
+
+
+def _suspend(
+    context: Context, transaction: Transaction, state: State, pids: list[int]
+) -> "cudacapture.Suspended | None":
+    if not pids:
+        return None
+    from grit_runtime.workflow import cudacapture
+
+    return cudacapture.suspend(context, transaction, state, pids)
 
 
 def _dump(

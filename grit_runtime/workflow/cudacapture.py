@@ -17,14 +17,13 @@ from grit_runtime.cuda.processes import ProcessError
 from grit_runtime.cuda.states import CudaError, Operation, State
 from grit_runtime.downstream import State as ContainerState
 from grit_runtime.errors import CaptureError
-from grit_runtime.host import cgroups, hugepages, proc, run, shared
+from grit_runtime.host import cgroups, proc, run, shared
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.workflow.context import Context
-from grit_runtime.workflow.cudastate import CudaSuspended, settings
+from grit_runtime.workflow.cudasigns import DEVICES
+from grit_runtime.workflow.cudastate import CudaSuspended, huge_pages, settings
 from grit_runtime.workflow.effects import Thaw
 
-LIBRARY = "libcuda.so"
-DEVICES = "/dev/nvidia"
 _STOPPED = "T"
 _PLUGIN = "cuda_plugin.so"
 _PROGRAM = "cuda-checkpoint"  # as the plugin calls it
@@ -42,26 +41,18 @@ class Suspended:
     """CRIU's plugin does it, within the dump."""
 
 
-def may_use_cuda(pid: int) -> bool:
-    """Whether a process has the driver's library mapped or one of its devices open. Cheap: no driver is asked."""
-    return proc.maps_file(pid, LIBRARY) or any(path.startswith(DEVICES) for path in proc.open_paths(pid))
-
-
-def suspend(context: Context, transaction: Transaction, state: ContainerState, pids: list[int]) -> Suspended | None:
+def suspend(context: Context, transaction: Transaction, state: ContainerState, found: list[int]) -> Suspended | None:
     """Take every CUDA process of the container into memory, or leave that to CRIU's plugin.
 
     Args:
-        pids: what is in the container's cgroup.
+        found: its processes that may use CUDA.
 
     Returns:
-        None if none of them uses CUDA. A container that was paused runs afterwards otherwise.
+        None if none of them does. A container that was paused runs afterwards otherwise.
 
     Raises:
         CaptureError: one of them can't be checkpointed, or wasn't; the transaction's end brings back what was done.
     """
-    found = [pid for pid in pids if may_use_cuda(pid)]
-    if not found:
-        return None
     if context.config.cuda.mode == names.CUDA_PLUGIN:
         _require_plugin(context)
     try:
@@ -120,7 +111,7 @@ def _suspend(
     transaction.do(effect)
     if context.config.cuda.mode == names.CUDA_PLUGIN:
         return Suspended(section={**section, "mode": names.CUDA_PLUGIN}, plugin=True)
-    huge = huge_pages(context)
+    huge = huge_pages(context.config)
     if huge:
         transaction.do(huge)
     seconds = processes.suspend(
@@ -129,11 +120,6 @@ def _suspend(
     if huge:
         transaction.undo(huge)
     return Suspended(section={**section, "seconds": seconds}, seconds=seconds)
-
-
-def huge_pages(context: Context) -> hugepages.HugePages | None:
-    """Huge pages for the memory that the driver moves device memory through, if they are to be had."""
-    return None if context.config.cuda.huge_pages == names.HUGE_NEVER else hugepages.wanted()
 
 
 def require_none_new(context: Context, pids: list[int]) -> None:

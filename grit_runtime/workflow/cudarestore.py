@@ -9,6 +9,7 @@ opens its devices through us, whatever the container may open.
 import os
 import stat
 from dataclasses import dataclass
+from typing import Any
 
 from grit_runtime import names
 from grit_runtime.checkpoint.manifest import Manifest
@@ -19,15 +20,14 @@ from grit_runtime.cuda.gpus import is_back
 from grit_runtime.cuda.processes import ProcessError
 from grit_runtime.cuda.states import CudaError, State
 from grit_runtime.errors import RestoreError
-from grit_runtime.host import hold, proc
+from grit_runtime.host import hold, hugepages, proc
 from grit_runtime.oci.bundle import Bundle
 from grit_runtime.workflow import cudaplan
 from grit_runtime.workflow.context import Context
-from grit_runtime.workflow.cudacapture import LIBRARY
 from grit_runtime.workflow.cudaplan import CudaPlan, Device, Process
-from grit_runtime.workflow.cudastate import settings
+from grit_runtime.workflow.cudasigns import LIBRARY, PLUGIN
+from grit_runtime.workflow.cudastate import huge_pages, settings
 
-PLUGIN = "cuda_plugin"
 INVENTORY = "inventory.img"
 _THREAD_NAME = "cuda"  # of the driver's own threads
 _STOPPING = 5.0  # seconds for a thread to stop
@@ -48,10 +48,18 @@ class Prepared:
         """What is missing."""
         return self.plan.problems
 
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """The CUDA processes by their pids within the container, as far as somebody recorded them."""
-        return tuple(process.pid for process in self.plan.recording.processes) if self.plan.recording else ()
+    def huge_pages(self, context: Context) -> hugepages.HugePages | None:
+        """The effect that makes memory be taken in huge pages, if there is one."""
+        return huge_pages(context.config)
+
+    def in_huge_pages(self) -> tuple[int, ...]:
+        """The pids within the container of the CUDA processes, as far as somebody recorded them, if they get any."""
+        known = self.plan.recording.processes if self.plan.recording else ()
+        return tuple(process.pid for process in known) if hugepages.for_all() else ()
+
+    def with_devices(self, config: dict[str, Any]) -> dict[str, Any]:
+        """config.json with the GPUs' device nodes."""
+        return cudaplan.edited(config, self.plan.devices)
 
     def close(self) -> None:
         """Let go of the driver."""
@@ -59,17 +67,13 @@ class Prepared:
             self.api.close()
 
 
-def prepare(context: Context, bundle: Bundle, decoded: Images, manifest: Manifest | None) -> Prepared | None:
-    """Look at the checkpoint's CUDA and at this node's GPUs; None if the checkpoint has no CUDA process.
-
-    Images of others count as having one as soon as the driver's library is mapped: nobody can ask without a driver.
+def prepare(context: Context, bundle: Bundle, decoded: Images, manifest: Manifest | None) -> Prepared:
+    """Look at the CUDA of a checkpoint that may hold some (`cudasigns`), and at this node's GPUs.
 
     The caller closes what it gets.
     """
     section = manifest.data.get("cuda") if manifest else None
     recording = cudaplan.recorded(section, os.path.join(decoded.path, names.MANIFEST))
-    if recording is None and (manifest is not None or not _has_cuda(decoded)):
-        return None
     rewrites: dict[str, Changes] = {}
     if PLUGIN in decoded.plugins:
         # What CRIU's plugin left is what any of the API's users leaves. Its own way back reports success for a process
@@ -163,11 +167,6 @@ def _repair(directory: int, device: Device) -> None:
         raise RestoreError(f"cannot make the container's /dev/{name}: {err.strerror}") from None
     finally:
         os.umask(mask)
-
-
-def _has_cuda(decoded: Images) -> bool:
-    """Whether images of others may hold CUDA processes: CRIU's plugin was there, or the driver's library is mapped."""
-    return PLUGIN in decoded.plugins or any(LIBRARY in os.path.basename(file.path) for file in decoded.open_files)
 
 
 def _devices() -> dict[str, Device]:

@@ -8,7 +8,8 @@ from grit_runtime.config import Config
 from grit_runtime.cuda import processes
 from grit_runtime.cuda.api import Settings, connect
 from grit_runtime.cuda.states import State
-from grit_runtime.host import proc
+from grit_runtime.host import hugepages, proc
+from grit_runtime.host.hugepages import HugePages
 from grit_runtime.host.transaction import Effect
 
 
@@ -21,6 +22,11 @@ def settings(config: Config) -> Settings:
         program=cuda.program,
         timeout=config.timeouts.command,
     )
+
+
+def huge_pages(config: Config) -> HugePages | None:
+    """Huge pages for the memory that the driver moves device memory through, if they are to be had."""
+    return None if config.cuda.huge_pages == names.HUGE_NEVER else hugepages.wanted()
 
 
 @dataclass(frozen=True)

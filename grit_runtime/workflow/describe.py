@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from grit_runtime import __version__, names
+from grit_runtime.criu import logs
 from grit_runtime.downstream import State
 from grit_runtime.host import cgroups, mounts, proc, run
 from grit_runtime.oci.bundle import Bundle
@@ -21,11 +22,14 @@ KEPT_LOGS = 20
 _MAX_PROCESSES_LISTED = 1000
 
 
-def container(context: Context, state: State, bundle: Bundle, outside: list[External]) -> dict[str, Any]:
+def container(
+    context: Context, state: State, bundle: Bundle, outside: list[External], pids: list[int]
+) -> dict[str, Any]:
     """The manifest without what only the finished dump knows.
 
     Args:
         outside: the mounts that config.json doesn't know.
+        pids: what is in its cgroup.
     """
     root = f"/proc/{state.pid}/root"
     came_from = {mount.destination: mount.candidates for mount in outside}
@@ -45,7 +49,7 @@ def container(context: Context, state: State, bundle: Bundle, outside: list[Exte
         "versions": _versions(context),
         "machine": _machine(),
         "namespaces": _namespaces(state.pid),
-        "processes": _processes(context),
+        "processes": _processes(pids),
         "mounts": [_mount(entry, root, came_from.get(entry.mountpoint, ())) for entry in table],
         "spec": bundle.config,
     }
@@ -74,17 +78,20 @@ def keep_log(directory: str, container_id: str, source: str) -> str:
 
 def _versions(context: Context) -> dict[str, Any]:
     timeout = context.config.timeouts.command
-    env = run.caller_environment()
-    criu = run.find_program("criu", env)
     return {
         "grit-runtime": __version__,
         "downstream": {"path": context.downstream.program, "version": context.downstream.version(timeout=timeout)},
-        "criu": _criu_version(criu, timeout) if criu else None,
+        "criu": None,
         "kernel": os.uname().release,
     }
 
 
-def _criu_version(program: str, timeout: float) -> str | None:
+def criu_version(log: str, timeout: float) -> str | None:
+    """The version of the CRIU that wrote a log, or else of the one in PATH."""
+    said = logs.version(log)
+    program = None if said else run.find_program("criu", run.caller_environment())
+    if program is None:
+        return said or None
     try:
         result = run.run([program, "--version"], timeout=timeout)
     except OSError:
@@ -115,8 +122,7 @@ def _namespaces(pid: int) -> dict[str, str | None]:
     return {kind: proc.namespace(pid, kind) for kind in proc.NAMESPACES}
 
 
-def _processes(context: Context) -> list[dict[str, Any]]:
-    pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
+def _processes(pids: list[int]) -> list[dict[str, Any]]:
     found = [{"pid": proc.inner_pid(pid), "command": proc.command_line(pid)} for pid in pids[:_MAX_PROCESSES_LISTED]]
     return [entry for entry in found if entry["pid"] is not None]
 

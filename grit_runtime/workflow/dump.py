@@ -5,6 +5,7 @@ fails.
 import os
 import shutil
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from grit_runtime import names
 from grit_runtime.criu import conf, hints, logs
@@ -12,9 +13,13 @@ from grit_runtime.downstream import relay
 from grit_runtime.errors import CaptureError
 from grit_runtime.host import effects, files, run
 from grit_runtime.host.transaction import Transaction
+from grit_runtime.host.workspace import Workspace
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import cudacapture, describe
+from grit_runtime.workflow import describe
 from grit_runtime.workflow.context import Context, new_marker
+
+if TYPE_CHECKING:
+    from grit_runtime.workflow import cudacapture
 
 # runc sends these by RPC whether or not they were asked for, over what a configuration file said before: they have to
 # be flags.
@@ -87,7 +92,12 @@ def dump(
         _keep_beside_images(work, partial)
 
 
-def plugins(context: Context, transaction: Transaction, cuda: cudacapture.Suspended | None) -> dict[str, conf.Option]:
+def log_of(request: Request, workspace: Workspace) -> str:
+    """CRIU's log, until the transaction ends."""
+    return os.path.join(request.work or workspace.file("work"), "dump.log")
+
+
+def plugins(context: Context, transaction: Transaction, cuda: "cudacapture.Suspended | None") -> dict[str, conf.Option]:
     """Where CRIU finds plugins: for a container with CUDA that one which owns it, or none at all."""
     if cuda is None:
         return {}

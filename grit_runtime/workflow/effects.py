@@ -70,6 +70,8 @@ def pause(downstream: Downstream, container: str, timeout: float) -> None:
 
 def resume(downstream: Downstream, container: str, timeout: float) -> None:
     """Thaw a container if it is frozen and still there."""
+    if downstream.call("resume", container, timeout=timeout).ok:
+        return
     try:
         if downstream.state(container, timeout=timeout).status == names.PAUSED:
             downstream.require("resume", container, timeout=timeout)

@@ -1,6 +1,7 @@
 """What a restore was asked for, and what is read and decided before anything is touched."""
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from grit_runtime import names
 from grit_runtime.checkpoint import manifest as manifests
@@ -8,8 +9,11 @@ from grit_runtime.checkpoint.kinds import Found, Kind
 from grit_runtime.criu import descriptors, images
 from grit_runtime.errors import CheckpointError, PlanError
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import connections, contents, cudarestore, facts, hostname, memoryfill, plan, preflight
+from grit_runtime.workflow import connections, contents, cudasigns, facts, hostname, memoryplan, plan, preflight
 from grit_runtime.workflow.context import Context
+
+if TYPE_CHECKING:
+    from grit_runtime.workflow import cudarestore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +48,8 @@ class Prepared:
     contents: contents.Found | Found
     made_up: dict[str, bytes]
     """Files that the staged directory has beside the checkpoint's, or in place of them."""
-    memory: memoryfill.Prepared
-    cuda: cudarestore.Prepared | None = None
+    memory: memoryplan.Prepared
+    cuda: "cudarestore.Prepared | None" = None
 
 
 def prepare(context: Context, request: Request, found: Found) -> Prepared:
@@ -64,7 +68,11 @@ def prepare(context: Context, request: Request, found: Found) -> Prepared:
     parts = contents.beside(found.images, manifest) if found.kind is Kind.OWN else found
     looked = facts.gather(context, request.bundle, decoded, manifest, contents.filled(parts))
     made = plan.make(context.container, decoded, request.bundle, manifest, looked, hold=not request.shell_job)
-    cuda = cudarestore.prepare(context, request.bundle, decoded, manifest)
+    cuda = None
+    if cudasigns.in_checkpoint(decoded, manifest):
+        from grit_runtime.workflow import cudarestore
+
+        cuda = cudarestore.prepare(context, request.bundle, decoded, manifest)
     try:
         return _decide(context, request, found, decoded, manifest, parts, made, cuda)
     except BaseException:
@@ -81,7 +89,7 @@ def _decide(
     manifest: manifests.Manifest | None,
     parts: contents.Found | Found,
     made: plan.Plan,
-    cuda: cudarestore.Prepared | None,
+    cuda: "cudarestore.Prepared | None",
 ) -> Prepared:
     """Every problem at once, or what will be done."""
     problems = (*made.problems, *(cuda.problems if cuda else ()), *preflight.problems(request.bundle, found.images))
@@ -94,7 +102,7 @@ def _decide(
     )
     facts.check_rewritable(decoded, changes)
     closed = [f"the TCP connection {connection} is closed" for connection in tcp.closed]
-    memory = memoryfill.prepare(context, decoded, manifest, stopped=not request.shell_job)
+    memory = memoryplan.prepare(context, decoded, manifest, stopped=not request.shell_job)
     for warning in (*made.warnings, *(cuda.plan.warnings if cuda else ()), *closed):
         context.log.line("warning", f"container {context.container}: {warning}")
     return Prepared(

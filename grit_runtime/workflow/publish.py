@@ -10,14 +10,10 @@ from typing import Any
 
 from grit_runtime import names
 from grit_runtime.checkpoint import manifest
-from grit_runtime.cuda.states import CudaError
 from grit_runtime.downstream import Downstream
 from grit_runtime.errors import CaptureError, GritError
 from grit_runtime.host import files, proc, run
-from grit_runtime.workflow.cudastate import CudaSuspended
 from grit_runtime.workflow.effects import downstream_of, pause, resume
-
-PUBLISHING = "publishing"  # the phase of a journal from which recovery goes forward
 
 
 def finish(header: dict[str, Any]) -> None:
@@ -43,15 +39,18 @@ def finish(header: dict[str, Any]) -> None:
     if cuda or not header["paused"]:
         resume(downstream, container, timeout)
     if cuda:
-        _bring_cuda_back(container, CudaSuspended(**cuda))
+        _bring_cuda_back(container, cuda)
         if header["paused"]:
             pause(downstream, container, timeout)
 
 
-def _bring_cuda_back(container: str, suspended: CudaSuspended) -> None:
+def _bring_cuda_back(container: str, suspended: dict[str, Any]) -> None:
     """Undo it; CRIU's plugin, if it had it, has done so, or failed and told nobody."""
+    from grit_runtime.cuda.states import CudaError
+    from grit_runtime.workflow.cudastate import CudaSuspended
+
     try:
-        suspended.undo()
+        CudaSuspended(**suspended).undo()
     except CudaError as err:
         raise CaptureError(
             f"the checkpoint is complete, but CUDA of container {container} could not be brought back: {err}"

@@ -4,18 +4,21 @@ import os
 from collections.abc import Callable, Iterator
 
 from grit_runtime import names
-from grit_runtime.contents import podlog, shm
 from grit_runtime.errors import BusyError, DownstreamError, GritError
-from grit_runtime.host import effects as file_effects
-from grit_runtime.host import files, hugepages, links
-from grit_runtime.host.transaction import Record, append, read_journal, undo_all
+from grit_runtime.host import files
+from grit_runtime.host.transaction import Record, append, define_later, read_journal, undo_all
 from grit_runtime.host.workspace import Workspace, open_existing
-from grit_runtime.workflow import cudastate, effects, linkremap, publish
+from grit_runtime.workflow import effects
 
 CREATED = "created"  # the phase of a restored container that waits for `start`: nothing is under way
 
-# A journal names effects by their kind: the modules that define them must be there.
-EFFECTS = (file_effects, effects, cudastate, hugepages, links, linkremap, shm, podlog)
+
+@define_later
+def _define_effects() -> None:
+    """A journal names effects by their kind: the modules that define them must be there."""
+    from grit_runtime.contents import podlog, shm  # noqa: F401
+    from grit_runtime.host import effects, hugepages, links  # noqa: F401
+    from grit_runtime.workflow import cudastate, linkremap  # noqa: F401
 
 
 def settle(workspace: Workspace) -> Record | None:
@@ -37,7 +40,9 @@ def settle(workspace: Workspace) -> Record | None:
 
 def unwind(workspace: Workspace, record: Record | None) -> None:
     """Finish a capture whose images were complete, undo anything else, and empty the workspace."""
-    if record is not None and record.phase == publish.PUBLISHING:
+    if record is not None and record.phase == names.PUBLISHING:
+        from grit_runtime.workflow import publish
+
         publish.finish(record.header)
     elif record is not None:
         fd = os.open(workspace.journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)

@@ -18,18 +18,13 @@ from grit_runtime import names
 from grit_runtime.criu import conf, hints, images, logs, stage
 from grit_runtime.downstream import relay
 from grit_runtime.errors import RestoreError
-from grit_runtime.host import effects, files, hugepages, links, proc, remount, run
+from grit_runtime.host import effects, files, links, proc, remount, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
 from grit_runtime.workflow import (
     contents,
-    cudacapture,
-    cudaplan,
-    cudarestore,
-    describe,
     devices,
     facts,
-    memoryfill,
     plan,
     recover,
     verify,
@@ -102,7 +97,7 @@ def _apply(
         for done in (*reversed(led), *kept, edit, *source.effects):
             transaction.undo(done)
         pids = _verify(context, request, prepared, pid)
-        _bring_back(context, request, prepared, transaction, pids, pid)
+        _bring_back(context, request, prepared, transaction, pid, pids)
         if request.pid_file:
             transaction.do(effects.WriteFile(request.pid_file, str(pid)))
         files.remove_tree(staged)
@@ -155,9 +150,8 @@ def _configure(context: Context, request: Request, prepared: Prepared, transacti
     users = files.read_text(bundle.annotations.get(names.CRIU_CONFIG_ANNOTATION, names.CRIU_DEFAULT_CONFIG))
     files.write_atomically(configuration, conf.merge(context.config.criu_restore, users, made.criu).encode())
     annotations = {**bundle.section("annotations"), names.CRIU_CONFIG_ANNOTATION: configuration}
-    edited = json.dumps(
-        {**cudaplan.edited(bundle.config, cuda.plan.devices if cuda else ()), "annotations": annotations}
-    ).encode()
+    config = cuda.with_devices(bundle.config) if cuda else bundle.config
+    edited = json.dumps({**config, "annotations": annotations}).encode()
     effect = effects.replace_file(bundle.config_path, bundle.raw, edited, workspace.path)
     transaction.do(effect)
     return effect
@@ -191,6 +185,8 @@ def _run(
             or f"{context.downstream.program} restore exited with {ended}"
         )
         criu_log = os.path.join(work, "restore.log")
+        from grit_runtime.workflow import describe
+
         kept = describe.keep_log(context.config.log_dir, context.container, criu_log)
         raise RestoreError(
             f"cannot restore container {context.container} from {request.images}: {cause}",
@@ -236,24 +232,25 @@ def _verify(context: Context, request: Request, prepared: Prepared, pid: int) ->
 
 
 def _bring_back(
-    context: Context, request: Request, prepared: Prepared, transaction: Transaction, pids: list[int], pid: int
+    context: Context, request: Request, prepared: Prepared, transaction: Transaction, pid: int, pids: list[int]
 ) -> None:
-    """Memory, then CUDA; in huge pages, which the driver copies from faster, where CUDA is what it is for."""
-    huge = cudacapture.huge_pages(context) if prepared.cuda else None
+    """What CRIU has left out: memory and CUDA; with CUDA in huge pages, which the driver copies from faster."""
+    huge = prepared.cuda.huge_pages(context) if prepared.cuda else None
     if huge:
         transaction.do(huge)
-    large = prepared.cuda.pids if prepared.cuda and hugepages.for_all() else ()
-    memoryfill.fill(context, prepared.memory, pids, in_huge_pages=large)
+    if prepared.memory.parts:
+        from grit_runtime.workflow import memoryfill
+
+        large = prepared.cuda.in_huge_pages() if prepared.cuda else ()
+        memoryfill.fill(context, prepared.memory, pids, in_huge_pages=large)
     if prepared.cuda:
-        _bring_back_cuda(context, request, prepared.cuda, pid)
+        from grit_runtime.workflow import cudarestore
+
+        pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
+        cudarestore.repair_devices(pid, prepared.cuda.plan.devices)
+        cudarestore.bring_back(context, prepared.cuda, pids, stopped=not request.shell_job)
     if huge:
         transaction.undo(huge)
-
-
-def _bring_back_cuda(context: Context, request: Request, cuda: cudarestore.Prepared, pid: int) -> None:
-    pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
-    cudarestore.repair_devices(pid, cuda.plan.devices)
-    cudarestore.bring_back(context, cuda, pids, stopped=not request.shell_job)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

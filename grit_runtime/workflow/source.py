@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from grit_runtime.checkpoint import archive, kinds
+from grit_runtime.checkpoint import kinds
 from grit_runtime.errors import CheckpointError
 from grit_runtime.host import effects, files
 from grit_runtime.host.transaction import Effect, Transaction
@@ -39,5 +39,7 @@ def open_source(context: Context, transaction: Transaction, path: str) -> Source
             transaction.do(effect)
     except OSError as err:
         raise CheckpointError(f"cannot unpack {path} to {target}: {err.strerror}") from None
+    from grit_runtime.checkpoint import archive
+
     archive.unpack(path, target, max_bytes=settings.max_bytes, max_entries=settings.max_entries)
     return Source(found=kinds.unpacked(target), effects=tuple(reversed(made)))

@@ -54,14 +54,15 @@ class Row:
 class Recorded(Machine):
     """A machine whose downstream and CRIU record their times, for the installed launcher."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, state: Path) -> None:
         self.record = path / "record"
         self.programs = path / "programs"
         self.programs.mkdir()
         for name in ("runc", "criu"):
             self._stand_for(name)
         super().__init__(path)
-        self.runtime = ""
+        self.runtime, self.state = "", state
+        self.configure()
 
     def configure(self, **_: Any) -> None:
         """A configuration as people write it: plain YAML, which the launcher reads too."""
@@ -239,8 +240,8 @@ def main() -> int:
     runtimes = {"": os.path.abspath(options.runtime)}
     if options.beside:
         runtimes[", older"] = os.path.abspath(options.beside)
-    with tempfile.TemporaryDirectory(prefix="grit-bench-", dir=_tmpfs()) as name:
-        machine = Recorded(Path(name))
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory(dir=_tmpfs()) as state:
+        machine = Recorded(Path(name), Path(state))
         try:
             found = report([row for mounts in MOUNTS for row in rounds(machine, runtimes, mounts, options.runs)])
             imports(machine, runtimes[""])

@@ -4,7 +4,8 @@ injected, not slept.
 A step is a journal line that is about to be written, the same line written, or a name in a file system that is about to
 change. With GRIT_TEST_STEPS, the number of steps is written to that file at the end; with GRIT_TEST_KILL_AT=N, the
 process kills itself at step N. GRIT_TEST_SLOW_FILL slows the filling of memory down, and GRIT_TEST_NO_USERFAULTFD
-stands for a kernel without it.
+stands for a kernel without it. With GRIT_TEST_MODULES, what was imported is written to that file, a name and its file
+a line.
 """
 
 import os
@@ -64,4 +65,8 @@ if os.environ.get("GRIT_TEST_SLOW_FILL"):
 if os.environ.get("GRIT_TEST_NO_USERFAULTFD"):
     inject.is_supported = lambda: False
 
-sys.exit(__main__.main(["verb", "-", "grit-runtime", *sys.argv[1:]]))
+code = __main__.main(["verb", "-", "grit-runtime", *sys.argv[1:]])
+if os.environ.get("GRIT_TEST_MODULES"):
+    found = [f"{name}\t{getattr(module, '__file__', None) or ''}\n" for name, module in sorted(sys.modules.items())]
+    Path(os.environ["GRIT_TEST_MODULES"]).write_text("".join(found))
+sys.exit(code)
