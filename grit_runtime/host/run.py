@@ -92,6 +92,8 @@ def wait(process: subprocess.Popen[Any], timeout: float) -> int:
     Raises:
         TimeoutExpired: it didn't end.
     """
+    if process.poll() is not None:
+        return int(process.returncode)
     try:
         pidfd = os.pidfd_open(process.pid)
     except OSError:  # before Linux 5.3
