@@ -35,7 +35,7 @@ def export(images: str, target: str) -> None:
 def _write(images: str, found: manifest.Manifest, target: str) -> None:
     outer = [name for name in found.sizes if name in archive.TOP and name != names.DESCRIPTORS]
     inner = [name for name in found.sizes if name not in outer]
-    left = {"files": [{"name": name, "bytes": found.sizes[name]} for name in inner]}
+    left = {"files": [entry for entry in found.entries("files") if entry["name"] not in outer]}
     with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as stream:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for name, data in kinds.dumps(found.data).items():
