@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -12,7 +13,9 @@ from grit_runtime.checkpoint import export as writing
 from grit_runtime.config import Config
 from grit_runtime.engines import ENGINES
 from grit_runtime.errors import GritError
+from grit_runtime.host import pool
 from grit_runtime.host.workspace import remove_if_empty
+from grit_runtime.inspection import difference, gather, text, words
 from grit_runtime.oci.argv import Invocation
 from grit_runtime.workflow import recorded, register
 from grit_runtime.workflow import recover as recovery
@@ -86,6 +89,80 @@ def export(checkpoint: str, file: str) -> int:
     return _said(write)
 
 
+_json = click.option("--json", "as_json", is_flag=True, help="As JSON, on standard output.")
+
+
+@_commands.command("inspect")
+@click.argument("checkpoint", type=click.Path())
+@click.option("--files", is_flag=True, help="List every open file and every socket.")
+@click.option("--mounts", is_flag=True, help="List every mount, with where it came from.")
+@click.option("--memory", is_flag=True, help="List every process' mappings, with how much of each is in the images.")
+@click.option("--check", is_flag=True, help="Compare the checksums of all files, on all cores. This reads everything.")
+@_json
+@click.pass_obj
+def inspect_checkpoint(
+    config: Config, checkpoint: str, files: bool, mounts: bool, memory: bool, check: bool, as_json: bool
+) -> int:
+    """Show what is in a checkpoint: processes, memory, GPUs, files, sockets, mounts, versions; whether it is whole.
+
+    CHECKPOINT is a directory of images, of whatever runtime, or an archive of kubelet's, podman's or `export`'s.
+    Nothing is unpacked and no page is read, however large it is.
+
+    \b
+    grit-runtime inspect /var/lib/grit-runtime/checkpoints/default/counter-1/counter
+    grit-runtime inspect --memory checkpoint-counter_default-counter-2026.tar
+    grit-runtime inspect --json DIR | jq '.processes[].command'
+
+    Exits with 0, or with 1 if it is damaged, incomplete or no checkpoint.
+    """
+
+    def say() -> int:
+        workers = pool.workers(config.memory.workers) if check else 0
+        found = gather.inspect(os.path.abspath(checkpoint), config.archive, mappings=memory, compare=workers)
+        shown = text.render(found, text.Wanted(files=files, mounts=mounts, memory=memory))
+        _print(json.dumps(found.document(), indent=2) + "\n" if as_json else shown)
+        return 0 if found.sound else 1
+
+    return _said(say)
+
+
+@_commands.command()
+@click.argument("old", type=click.Path())
+@click.argument("new", type=click.Path())
+@_json
+@click.pass_obj
+def diff(config: Config, old: str, new: str, as_json: bool) -> int:
+    """Show what differs between two checkpoints, such as two of one container, or one before and after a restore.
+
+    Compared are processes, sizes of memory, GPUs, open files, sockets, mounts, versions and config.json with its
+    environment; not when and where each was made, and not what stands in memory.
+
+    \b
+    grit-runtime diff counter-1/counter counter-2/counter
+    grit-runtime diff --json A B | jq '.differences[] | select(.section == "memory")'
+
+    Exits with 0 if nothing differs, 1 if something does, 2 if one of them can't be read whole.
+    """
+
+    def say() -> int:
+        both = [gather.inspect(os.path.abspath(path), config.archive) for path in (old, new)]
+        changes = difference.compare(*both)
+        as_text = difference.render(changes)
+        _print(json.dumps(difference.document(changes), indent=2) + "\n" if as_json else as_text)
+        unsound = [found for found in both if not found.sound]
+        for found in unsound:
+            said = "; ".join(found.problems[:3]) or "not written to its end"
+            click.echo(words.shown(f"grit-runtime: {found.path} is {found.state.value}: {said}"), err=True)
+        return 2 if unsound else 1 if changes else 0
+
+    return _said(say, failure=2)
+
+
+def _print(output: str) -> None:
+    """What may hold names of any kind, on a terminal of any kind."""
+    click.echo(output.encode(sys.stdout.encoding or "utf-8", "backslashreplace"), nl=False)
+
+
 _engine = click.option("--engine", type=click.Choice(list(ENGINES)), required=True, help="The engine.")
 _name = click.option("--runtime-name", default="grit", show_default=True, help="What the engine knows the runtime as.")
 _root = click.option("--root", default="/", show_default=True, type=click.Path(), help="Where the node's files are.")
@@ -140,9 +217,9 @@ def _register(do: Callable[[], register.Outcome]) -> int:
     return _said(say)
 
 
-def _said(do: Callable[[], int]) -> int:
+def _said(do: Callable[[], int], *, failure: int = 1) -> int:
     try:
         return do()
     except GritError as err:
         click.echo(f"grit-runtime: {err}", err=True)
-        return 1
+        return failure

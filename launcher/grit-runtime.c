@@ -433,6 +433,7 @@ static int run_downstream(int argc, char **argv)
 int main(int argc, char **argv)
 {
 	static const char *const ours[] = { "checkpoint", "restore", "recover", "config", "export", "install", "uninstall", NULL };
+	static const char *const reading[] = { "inspect", "diff", NULL }; /* whoever may read a checkpoint may have it shown */
 	const char *root = DEFAULT_ROOT;
 	int verb;
 
@@ -441,7 +442,12 @@ int main(int argc, char **argv)
 	if (!read_config())
 		return run_python("config", argc, argv);
 	verb = find_verb(argc, argv, &root);
-	if (!verb || geteuid())
+	if (!verb)
+		return run_downstream(argc, argv);
+	for (const char *const *name = reading; *name; name++)
+		if (!strcmp(argv[verb], *name))
+			return run_python("verb", argc, argv);
+	if (geteuid())
 		return run_downstream(argc, argv); /* our state is root's */
 	for (const char *const *name = ours; *name; name++)
 		if (!strcmp(argv[verb], *name))

@@ -26,7 +26,7 @@ TOP = frozenset({
     "status.dump", "network.status", "bind.mounts", "dump.log", "stats-dump", "descriptors.json",
 })  # fmt: skip
 _BLOCK = 1 << 20
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 def unpack(path: str, target: str, *, max_bytes: int, max_entries: int) -> None:
@@ -56,14 +56,8 @@ def unpack(path: str, target: str, *, max_bytes: int, max_entries: int) -> None:
 
 @contextlib.contextmanager
 def _opened(path: str, scratch: str, limit: int) -> Iterator[IO[bytes]]:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as err:
-        raise CheckpointError(f"cannot read the archive {path}: {err.strerror}") from None
-    with open(fd, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise CheckpointError(f"no such checkpoint: {path} is neither a directory nor an archive")
-        if stream.read(4) != _ZSTD:
+    with open_file(path) as stream:
+        if stream.read(4) != ZSTD:
             yield stream
             return
         # A file without a name: what is written into it goes with its descriptor.
@@ -72,22 +66,21 @@ def _opened(path: str, scratch: str, limit: int) -> Iterator[IO[bytes]]:
             yield decompressed
 
 
+def open_file(path: str) -> IO[bytes]:
+    """Open an archive, whatever it is. Raises CheckpointError: it can't be read, or is no file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as err:
+        raise CheckpointError(f"cannot read the archive {path}: {err.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CheckpointError(f"no such checkpoint: {path} is neither a directory nor an archive")
+    return os.fdopen(fd, "rb")
+
+
 def _decompress(path: str, source: IO[bytes], target: IO[bytes], limit: int) -> None:
     """podman compresses with zstd unless it is told otherwise; Python reads that since 3.14."""
-    program = run.find_program("zstd", run.caller_environment())
-    if program is None:
-        raise CheckpointError(
-            f"archive {path} is compressed with zstd, and there is no program zstd",
-            hint="install it, or decompress the archive first",
-        )
-    os.lseek(source.fileno(), 0, os.SEEK_SET)  # the program reads the descriptor, not our buffer
-    with subprocess.Popen(
-        [program, "--decompress", "--stdout", "--quiet"],
-        stdin=source.fileno(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=proc.die_with_parent,
-    ) as process:
+    with zstd(path, source) as process:
         assert process.stdout is not None
         while block := process.stdout.read(_BLOCK):
             target.write(block)
@@ -102,11 +95,41 @@ def _decompress(path: str, source: IO[bytes], target: IO[bytes], limit: int) -> 
     target.flush()
 
 
+def zstd(path: str, source: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The program that decompresses it."""
+    program = run.find_program("zstd", run.caller_environment())
+    if program is None:
+        raise CheckpointError(
+            f"archive {path} is compressed with zstd, and there is no program zstd",
+            hint="install it, or decompress the archive first",
+        )
+    os.lseek(source.fileno(), 0, os.SEEK_SET)  # the program reads the descriptor, not our buffer
+    return subprocess.Popen(
+        [program, "--decompress", "--stdout", "--quiet"],
+        stdin=source.fileno(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=proc.die_with_parent,
+    )
+
+
 def _entries(path: str, stream: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     stream.seek(0)
-    compressed = stream.read(2) == _GZIP
+    compressed = stream.read(2) == GZIP
     stream.seek(0)
     source: Any = plain.Source(cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if compressed else stream)
+    return members(path, source)
+
+
+def members(path: str, source: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """An archive's entries, to its very end.
+
+    Args:
+        source: what tarfile reads, bounded.
+
+    Raises:
+        CheckpointError: it is damaged, or cut short.
+    """
     try:
         with tarfile.open(fileobj=source, mode="r:") as archive:
             for entry in archive:
@@ -122,13 +145,10 @@ def _check(path: str, stream: IO[bytes], max_bytes: int, max_entries: int) -> di
     seen: set[str] = set()
     total = 0
     for number, (_, entry) in enumerate(_entries(path, stream)):
-        name = _plain(path, entry)
+        name = plain_name(path, entry)
         total += max(entry.size, 0)
         if number >= max_entries or total > max_bytes:
-            raise CheckpointError(
-                f"archive {path} is too large: more than {max_entries} entries or {max_bytes} bytes",
-                hint="raise `archive.max-entries` or `archive.max-bytes`",
-            )
+            raise too_large(path, max_bytes, max_entries)
         if not entry.isreg():
             continue
         if name in seen:
@@ -142,7 +162,15 @@ def _check(path: str, stream: IO[bytes], max_bytes: int, max_entries: int) -> di
     return wanted
 
 
-def _plain(path: str, entry: tarfile.TarInfo) -> str:
+def too_large(path: str, max_bytes: int, max_entries: int) -> CheckpointError:
+    """What is said of an archive beyond the bounds."""
+    return CheckpointError(
+        f"archive {path} is too large: more than {max_entries} entries or {max_bytes} bytes",
+        hint="raise `archive.max-entries` or `archive.max-bytes`",
+    )
+
+
+def plain_name(path: str, entry: tarfile.TarInfo) -> str:
     """The entry's name less a leading `./`, if it is a directory or a file whose name leads nowhere else."""
     name = entry.name[2:] if entry.name.startswith("./") else entry.name
     if name in ("", ".") and entry.isdir():
@@ -158,7 +186,7 @@ def _write(path: str, stream: IO[bytes], target: str, wanted: dict[str, int]) ->
     os.mkdir(os.path.join(target, names.IMAGES_DIR), 0o700)
     left = dict(wanted)
     for archive, entry in _entries(path, stream):
-        name = _plain(path, entry)
+        name = plain_name(path, entry)
         if not entry.isreg() or name not in left:
             continue
         if left.pop(name) != entry.size:

@@ -2,12 +2,22 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from grit_runtime.errors import CheckpointError
 from grit_runtime.host import digest, pool
 
 ALGORITHM, CHUNK = digest.ALGORITHM, digest.CHUNK
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bytes of a checkpoint's file are: a file of their own, or a part of an archive."""
+
+    path: str
+    offset: int
+    size: int
 
 
 def of_files(
@@ -37,7 +47,7 @@ def recorded(data: Mapping[str, Any], path: str) -> dict[str, tuple[str, ...]]:
     found = {}
     for entry in data["files"]:
         values = entry.get("checksums")
-        if not isinstance(values, list) or len(values) != len(digest.chunks(int(entry["bytes"]))):
+        if not isinstance(values, list) or len(values) != -(-int(entry["bytes"]) // CHUNK):
             raise CheckpointError(f"manifest {path} is damaged: the checksums of {entry['name']} are not whole")
         found[str(entry["name"])] = tuple(str(value) for value in values)
     return found
@@ -55,7 +65,7 @@ def require(directory: str, names: Iterable[str], expected: Mapping[str, tuple[s
         got = _of(directory, sizes, workers)
     except OSError as err:
         raise CheckpointError(f"cannot read {err.filename}: {err.strerror}") from None
-    wrong = [name for name in wanted if tuple(got[name]) != expected[name]]
+    wrong = _differing(got, expected)
     if wrong:
         raise CheckpointError(
             f"checkpoint {directory} is damaged: {', '.join(wrong[:10])}: not what it was, by its checksum",
@@ -63,21 +73,42 @@ def require(directory: str, names: Iterable[str], expected: Mapping[str, tuple[s
         )
 
 
+def differing(places: Mapping[str, Place], expected: Mapping[str, tuple[str, ...]], workers: int) -> list[str]:
+    """The files that aren't what they were.
+
+    Raises:
+        CheckpointError: one of them can't be read.
+    """
+    try:
+        return _differing(_of_places({name: places[name] for name in expected if name in places}, workers), expected)
+    except OSError as err:
+        raise CheckpointError(f"cannot read {err.filename or 'a file'}: {err.strerror}") from None
+
+
+def _differing(got: Mapping[str, list[str]], expected: Mapping[str, tuple[str, ...]]) -> list[str]:
+    return [name for name, values in got.items() if tuple(values) != expected[name]]
+
+
 def _of(directory: str, sizes: Mapping[str, int], workers: int) -> dict[str, list[str]]:
-    jobs = [(name, start, end) for name, size in sizes.items() for start, end in digest.chunks(size)]
+    places = {name: Place(os.path.join(directory, name), 0, size) for name, size in sizes.items()}
+    return _of_places(places, workers)
+
+
+def _of_places(places: Mapping[str, Place], workers: int) -> dict[str, list[str]]:
+    jobs = [(name, start, end) for name, place in places.items() for start, end in digest.chunks(place.size)]
 
     def one(job: tuple[str, int, int]) -> str:
         name, start, end = job
-        fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(places[name].path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            return digest.of_chunk(fd, start, end)
+            return digest.of_chunk(fd, start, end, places[name].offset)
         except EOFError:
-            raise CheckpointError(f"{os.path.join(directory, name)} became shorter meanwhile") from None
+            raise CheckpointError(f"{places[name].path} became shorter meanwhile") from None
         finally:
             os.close(fd)
 
     values = pool.each(one, jobs, workers)
-    found: dict[str, list[str]] = {name: [] for name in sizes}
+    found: dict[str, list[str]] = {name: [] for name in places}
     for (name, _, _), value in zip(jobs, values, strict=True):
         found[name].append(value)
     return found

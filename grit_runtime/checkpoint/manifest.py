@@ -4,6 +4,7 @@ means complete.
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +52,20 @@ def read(images: str) -> Manifest | None:
         return None
     except (OSError, ValueError) as err:
         raise CheckpointError(f"manifest {path} is damaged: {err}") from None
-    manifest = _checked(path, data)
+    manifest = checked(path, data)
     _check_sizes(images, manifest.sizes)
     return manifest
+
+
+def wrong_sizes(expected: Mapping[str, int], there: Mapping[str, int]) -> list[str]:
+    """What is missing or of another size than the manifest lists, in words."""
+    wrong = []
+    for name, size in expected.items():
+        if name not in there:
+            wrong.append(f"{name} is missing")
+        elif there[name] != size:
+            wrong.append(f"{name} has {there[name]} bytes instead of {size}")
+    return wrong
 
 
 def is_unfinished(images: str) -> bool:
@@ -71,7 +83,15 @@ def file_sizes(directory: str) -> dict[str, int]:
         }
 
 
-def _checked(path: str, data: Any) -> Manifest:
+def checked(path: str, data: Any) -> Manifest:
+    """The manifest that a JSON document is; the files that it lists are not looked at.
+
+    Args:
+        path: where it was read, for messages.
+
+    Raises:
+        CheckpointError: it is none, or of a newer format.
+    """
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         raise CheckpointError(f"manifest {path} is damaged: it has no format number")
     if data["format"] > FORMAT:
@@ -89,16 +109,14 @@ def _checked(path: str, data: Any) -> Manifest:
 
 
 def _check_sizes(images: str, sizes: dict[str, int]) -> None:
-    wrong = []
-    for name, expected in sizes.items():
+    there = {}
+    for name in sizes:
         if "/" in name:
             raise CheckpointError(f"the manifest in {images} lists a file outside: {name!r}")
         try:
-            size = os.lstat(os.path.join(images, name)).st_size
+            there[name] = os.lstat(os.path.join(images, name)).st_size
         except OSError:
-            wrong.append(f"{name} is missing")
             continue
-        if size != expected:
-            wrong.append(f"{name} has {size} bytes instead of {expected}")
+    wrong = wrong_sizes(sizes, there)
     if wrong:
         raise CheckpointError(f"checkpoint {images} is damaged: {'; '.join(wrong[:10])}", hint="copy it again")

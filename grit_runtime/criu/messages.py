@@ -52,7 +52,7 @@ def loads(data: bytes, magic: str) -> tuple[str, Entries]:
     start = header_size(data)
     lean = _lean()
     if lean is None or int.from_bytes(data[start - 4 : start], "little") != _module("magic").by_name.get(magic):
-        image: dict[str, Any] = _pycriu().loads(data)
+        image: dict[str, Any] = pycriu().loads(data)
         return image["magic"], image["entries"]
     message, entries = message_class(magic), []
     while start < len(data):
@@ -70,7 +70,7 @@ def dumps(header: bytes, magic: str, entries: Entries) -> bytes:
     """
     lean = _lean()
     if lean is None:
-        encoded: bytes = _pycriu().dumps({"magic": magic, "entries": entries})
+        encoded: bytes = pycriu().dumps({"magic": magic, "entries": entries})
         return encoded
     parts = [header]
     for entry in entries:
@@ -85,7 +85,7 @@ def dumps(header: bytes, magic: str, entries: Entries) -> bytes:
 def message_class(magic: str) -> Any:
     """The generated class of an image's entries."""
     module, name = _KINDS[magic]
-    return getattr(_pycriu().pb if _lean() is None else _module(module), name)
+    return getattr(pycriu().pb if _lean() is None else _module(module), name)
 
 
 @functools.cache
@@ -118,7 +118,8 @@ def _module(name: str) -> Any:
 
 
 @functools.cache
-def _pycriu() -> Any:
+def pycriu() -> Any:
+    """CRIU's package as a whole. Raises CheckpointError: it isn't there."""
     try:
         from pycriu import images
     except ImportError as err:

@@ -113,6 +113,20 @@ def decode(data: bytes, name: str) -> Pagemap:
     return found
 
 
+def pages_id(data: bytes, name: str) -> int:
+    """The number of the pages image, from a pagemap's head alone.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if data[:8] != _MAGIC:
+        raise CheckpointError(f"image {name} is no pagemap")
+    try:
+        return next(_messages(data))[_PAGES_ID]
+    except (ValueError, IndexError, KeyError, StopIteration) as err:
+        raise CheckpointError(f"image {name} is damaged: {type(err).__name__} {err}") from None
+
+
 def encode(pages_id: int, entries: Iterable[Fields]) -> bytes:
     """The bytes of a pagemap."""
     return _MAGIC + b"".join(

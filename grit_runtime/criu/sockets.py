@@ -9,6 +9,7 @@ never connected (criu/sk-tcp.c, restore_one_tcp). An entry without a port at the
 import ipaddress
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grit_runtime.criu import images
@@ -45,8 +46,8 @@ def connections(path: str) -> list[Connection]:
             found.append(
                 Connection(
                     index=index,
-                    local=(_address(details["src_addr"]), details["src_port"]),
-                    remote=(_address(details["dst_addr"]), details["dst_port"]),
+                    local=(address(details["src_addr"]), details["src_port"]),
+                    remote=(address(details["dst_addr"]), details["dst_port"]),
                     words=len(details["src_addr"]),
                 )
             )
@@ -82,13 +83,13 @@ def were_closed_at_the_dump(path: str) -> bool:
     return any(entry.get("tcp_close") for entry in images.load(path, "inventory.img", "INVENTORY"))
 
 
-def _address(words: list[int]) -> Address:
+def address(words: Sequence[int]) -> Address:
     """CRIU keeps the kernel's words as they lie in memory. An IPv4 address in an IPv6 socket counts as IPv4."""
     packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
     if len(packed) == 4:
         return ipaddress.IPv4Address(packed)
-    address = ipaddress.IPv6Address(packed)
-    return address.ipv4_mapped or address
+    found = ipaddress.IPv6Address(packed)
+    return found.ipv4_mapped or found
 
 
 def _is_loopback(address: Address) -> bool:

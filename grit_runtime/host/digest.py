@@ -46,11 +46,14 @@ def steps(start: int, end: int) -> Iterator[tuple[int, int]]:
         yield offset, min(STEP, end - offset)
 
 
-def of_chunk(fd: int, start: int, end: int) -> str:
-    """The checksum of a chunk of a file. Raises OSError: it can't be read; EOFError: it is shorter."""
+def of_chunk(fd: int, start: int, end: int, base: int = 0) -> str:
+    """The checksum of a chunk of a file, which begins at `base` of what is open.
+
+    Raises OSError: it can't be read; EOFError: it is shorter.
+    """
     digest, buffer = Digest(), vm.Buffer(STEP)
     for offset, size in steps(start, end):
-        read(fd, buffer, offset, size)
+        read(fd, buffer, base + offset, size)
         if not vm.is_zero(buffer.address, size):
             digest.add(offset, buffer.address, size)
     return digest.value()

@@ -92,6 +92,8 @@ def test_arguments_reach_the_downstream_as_they_are(contract: Contract, args: tu
         ("recover",),
         ("config",),
         ("export", "a", "b"),
+        ("inspect", "--json", "a"),
+        ("diff", "a", "b"),
         ("install", "--engine", "podman"),
         ("uninstall", "--engine", "podman"),
         ("--root", "/r", "--log=/l", "-debug", "checkpoint", "--image-path", "/i", "x"),
@@ -294,6 +296,13 @@ def test_whoever_is_not_root_is_passed_on(contract: Contract, args: tuple[str, .
     contract.workspace("run-runc", "x")
     called = contract.call(*args, user=65534, group=65534, extra_groups=[])
     assert contract.passed(called, *args).uid == 65534
+
+
+@pytest.mark.parametrize("args", [("inspect", "/c"), ("diff", "/a", "/b")], ids=repr)
+def test_whoever_is_not_root_may_look_at_checkpoints(contract: Contract, args: tuple[str, ...]) -> None:
+    contract.configure()
+    called = contract.call(*args, user=65534, group=65534, extra_groups=[])
+    assert contract.reason(called, *args) == "verb"
 
 
 # The configuration.

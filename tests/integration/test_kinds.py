@@ -21,7 +21,7 @@ SPEC = {"annotations": {"io.kubernetes.cri.container-name": "app", "io.kubernete
 DUMPS = {"config.dump": b'{"id": "x"}', "spec.dump": json.dumps(SPEC).encode()}
 
 
-def _by_runc(machine: Machine, taken: Path, configuration: str = "") -> Bundle:
+def by_runc(machine: Machine, taken: Path, configuration: str = "") -> Bundle:
     old = machine.bundle("old")
     machine.start("old", old)
     env = {}
@@ -44,7 +44,7 @@ def _create(machine: Machine, new: Bundle) -> None:
     machine.counts(new)
 
 
-def _tar(files: dict[str, bytes]) -> bytes:
+def tar(files: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, data in files.items():
@@ -54,7 +54,7 @@ def _tar(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _archive(path: Path, images: Path, files: dict[str, bytes]) -> Path:
+def archive(path: Path, images: Path, files: dict[str, bytes]) -> Path:
     """An archive as others write it."""
     with tarfile.open(path, "w") as tar:
         tar.add(images, "checkpoint")
@@ -67,13 +67,13 @@ def _archive(path: Path, images: Path, files: dict[str, bytes]) -> Path:
 
 def test_plain_images_of_runc(machine: Machine) -> None:
     taken = machine.checkpoints / "c"
-    _by_runc(machine, taken)
+    by_runc(machine, taken)
     restore(machine, taken, machine.bundle("new"))
 
 
 def test_images_of_runc_with_external_mounts_found_by_criu(machine: Machine) -> None:
     taken = machine.checkpoints / "c"
-    old = _by_runc(machine, taken, "external mnt[]\nenable-external-masters\n")
+    old = by_runc(machine, taken, "external mnt[]\nenable-external-masters\n")
     old.path.rename(machine.path / "gone")
     restore(machine, taken, machine.bundle("new"))
     assert inside(machine, "/etc/hostname") == "new\n"
@@ -106,13 +106,13 @@ def test_images_of_criu_itself_without_keys_and_descriptors(machine: Machine) ->
 @pytest.mark.parametrize("where", ["annotation", "named after the container", "restore verb"])
 def test_an_archive_as_kubelet_has_containerd_write_it(machine: Machine, where: str) -> None:
     images = machine.path / "images"
-    _by_runc(machine, images)
+    by_runc(machine, images)
     base = machine.checkpoints / "ns/first"
     base.mkdir(parents=True)
     name = "app.tar" if where == "named after the container" else "checkpoint-pod_ns-app-2026.tar"
-    diff = _tar({"etc/added": b"added", "bin/.wh.true": b""})
+    diff = tar({"etc/added": b"added", "bin/.wh.true": b""})
     files = {"rootfs-diff.tar": diff, "status.dump": b"{}", "container.log": b"", "status": b"", **DUMPS}
-    path = _archive(base / name, images, files)
+    path = archive(base / name, images, files)
     before = path.read_bytes()
     if where == "restore verb":
         new = machine.bundle("new")
@@ -130,15 +130,15 @@ def test_an_archive_as_kubelet_has_containerd_write_it(machine: Machine, where: 
 @pytest.mark.needs("zstd")
 def test_an_archive_of_podman_with_what_it_deleted_and_dev_shm(machine: Machine) -> None:
     images = machine.path / "images"
-    _by_runc(machine, images)
+    by_runc(machine, images)
     files = {
-        "rootfs-diff.tar": _tar({"etc/added": b"added"}),
+        "rootfs-diff.tar": tar({"etc/added": b"added"}),
         "deleted.files": json.dumps(["/bin/true", "bin/trap"]).encode(),
-        "devshm-checkpoint.tar": _tar({"segment": b"shared"}),
+        "devshm-checkpoint.tar": tar({"segment": b"shared"}),
         "network.status": b"[]",
         **DUMPS,
     }
-    plain = _archive(machine.path / "exported.tar", images, files)
+    plain = archive(machine.path / "exported.tar", images, files)
     path = machine.checkpoints / "exported.tar.zst"  # podman's default
     subprocess.run(["zstd", "-q", "--rm", "-o", str(path), str(plain)], check=True)
     new = machine.bundle("new")
@@ -152,18 +152,18 @@ def test_an_archive_of_podman_with_what_it_deleted_and_dev_shm(machine: Machine)
     assert not any((new.path / "rootfs/bin" / name).is_symlink() for name in ("true", "trap"))
 
 
-def _folder(machine: Machine) -> Path:
+def folder(machine: Machine) -> Path:
     """GRIT's folder: <base>/<container>/{checkpoint,rootfs-diff.tar,container.log}."""
     container = machine.checkpoints / "ns/first/app"
     container.mkdir(parents=True)
-    _by_runc(machine, container / "checkpoint")
-    (container / "rootfs-diff.tar").write_bytes(gzip.compress(_tar({"etc/added": b"added"})))
+    by_runc(machine, container / "checkpoint")
+    (container / "rootfs-diff.tar").write_bytes(gzip.compress(tar({"etc/added": b"added"})))
     (container / "container.log").write_bytes(b"")
     return container
 
 
 def test_a_folder_of_grit_s_that_has_arrived(machine: Machine) -> None:
-    container = _folder(machine)
+    container = folder(machine)
     (container.parent / "download-state").touch()
     before = tree(container)
     new = _annotated(machine, container.parent)
@@ -173,7 +173,7 @@ def test_a_folder_of_grit_s_that_has_arrived(machine: Machine) -> None:
 
 
 def test_a_folder_of_grit_s_that_may_still_be_copied_is_refused(machine: Machine) -> None:
-    container = _folder(machine)
+    container = folder(machine)
     new = _annotated(machine, container.parent)
     ran = machine.grit("create", "--bundle", str(new.path), "new")
     assert ran.code == 1
@@ -184,8 +184,8 @@ def test_a_folder_of_grit_s_that_may_still_be_copied_is_refused(machine: Machine
 
 def test_an_archive_of_another_container_of_the_pod_is_refused(machine: Machine) -> None:
     images = machine.path / "images"
-    _by_runc(machine, images)
-    path = _archive(machine.checkpoints / "a.tar", images, DUMPS)
+    by_runc(machine, images)
+    path = archive(machine.checkpoints / "a.tar", images, DUMPS)
     new = _annotated(machine, path, name="sidecar")
     ran = machine.grit("create", "--bundle", str(new.path), "new")
     assert ran.code == 1
@@ -195,8 +195,8 @@ def test_an_archive_of_another_container_of_the_pod_is_refused(machine: Machine)
 
 def test_a_hostile_archive_leaves_nothing_anywhere(machine: Machine) -> None:
     images = machine.path / "images"
-    _by_runc(machine, images)
-    path = _archive(machine.checkpoints / "a.tar", images, {**DUMPS, "checkpoint/../../evil": b"x"})
+    by_runc(machine, images)
+    path = archive(machine.checkpoints / "a.tar", images, {**DUMPS, "checkpoint/../../evil": b"x"})
     new = machine.bundle("new")
     before = tree(machine.path)
     ran = machine.grit("restore", "-d", "--image-path", str(path), "-b", str(new.path), "new")
@@ -209,8 +209,8 @@ def test_a_hostile_archive_leaves_nothing_anywhere(machine: Machine) -> None:
 
 def test_an_archive_whose_mounts_don_t_fit_is_refused_and_removed(machine: Machine) -> None:
     images = machine.path / "images"
-    _by_runc(machine, images)
-    path = _archive(machine.checkpoints / "a.tar", images, DUMPS)
+    by_runc(machine, images)
+    path = archive(machine.checkpoints / "a.tar", images, DUMPS)
     new = machine.bundle("new")
     new.edit(lambda config: config["mounts"].pop())
     ran = machine.grit("restore", "-d", "--image-path", str(path), "-b", str(new.path), "new")
@@ -222,8 +222,8 @@ def test_an_archive_whose_mounts_don_t_fit_is_refused_and_removed(machine: Machi
 @pytest.mark.timeout(300)
 def test_a_kill_at_every_third_step_leaves_nothing_unpacked(machine: Machine) -> None:
     images = machine.path / "images"
-    _by_runc(machine, images)
-    path = _archive(machine.checkpoints / "a.tar", images, DUMPS)
+    by_runc(machine, images)
+    path = archive(machine.checkpoints / "a.tar", images, DUMPS)
     new = machine.bundle("new")
     args = ("restore", "-d", "--image-path", str(path), "-b", str(new.path), "new")
     machine.grit(*args, GRIT_TEST_STEPS=str(machine.path / "steps")).ok()
@@ -238,8 +238,8 @@ def test_a_kill_at_every_third_step_leaves_nothing_unpacked(machine: Machine) ->
 
 def test_what_was_unpacked_before_a_reboot_is_in_nobody_s_way(machine: Machine) -> None:
     images = machine.path / "images"
-    _by_runc(machine, images)
-    path = _archive(machine.checkpoints / "a.tar", images, DUMPS)
+    by_runc(machine, images)
+    path = archive(machine.checkpoints / "a.tar", images, DUMPS)
     new = machine.bundle("new")
     args = ("restore", "-d", "--image-path", str(path), "-b", str(new.path), "new")
     machine.grit(*args, GRIT_TEST_STEPS=str(machine.path / "steps")).ok()
