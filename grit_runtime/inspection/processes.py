@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grit_runtime.criu import images, pagemap
-from grit_runtime.criu.raw import word
 from grit_runtime.criu.pagemap import Run
+from grit_runtime.criu.raw import word
 from grit_runtime.inspection.model import Mapping, Process
 from grit_runtime.inspection.reader import Reader
 

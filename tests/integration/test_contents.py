@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from grit_runtime.checkpoint import integrity
 from tests.integration.machine import Bundle, Machine, tree
 
 pytestmark = pytest.mark.needs("root", "runc", "criu", "busybox")
@@ -282,8 +283,10 @@ def test_a_hostile_diff_fails_the_restore_with_one_line_and_changes_nothing(pods
     with tarfile.open(pods.images / "rootfs-diff.tar", "w") as tar:
         member = tarfile.TarInfo("a/../../../escaped")
         tar.addfile(member)
+    sizes = {entry["name"]: (pods.images / entry["name"]).stat().st_size for entry in manifest["files"]}
+    sums = integrity.of_files(str(pods.images), sizes, {}, 1)
     for entry in manifest["files"]:
-        entry["bytes"] = (pods.images / entry["name"]).stat().st_size
+        entry |= {"bytes": sizes[entry["name"]], "checksums": sums[entry["name"]]}
     (pods.images / "grit.json").write_text(json.dumps(manifest))
     before, node = tree(pods.images), tree(old.path)
     new = pods.bundle("new", COUNT.format(""))

@@ -230,7 +230,7 @@ def test_only_so_much_is_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch)
     os.mkfifo(checkpoint / "mm-1.img")
     os.unlink(checkpoint / "core-1.img")
     (checkpoint / "core-1.img").symlink_to("/dev/zero")
-    monkeypatch.setattr(messages, "MOST", 2)
+    monkeypatch.setattr(raw, "MOST", 2)
     found = _inspect(checkpoint)
     assert any("is larger than 64 MiB" in problem for problem in found.problems)
     assert any("mountpoints-1.img" in problem for problem in found.problems), "three messages"
