@@ -53,10 +53,13 @@ lint: ## ruff, mypy (strict), import-linter, shellcheck
 conformance: deps build ## runc's own integration suite, with runc and with us
 	tests/conformance/run --runtime $(BUILT)/bin/grit-runtime
 
-bench: deps build ## what we cost, side by side with runc in one run
+bench: deps build ## what we cost, side by side with runc in one run; figures and picture in build/bench
 	$(PYTHON) tests/bench/passthrough.py --runtime $(BUILT)/bin/grit-runtime
 	$(PYTHON) tests/bench/devices.py --runtime $(BUILT)/bin/grit-runtime
 	$(PYTHON) tests/bench/owntime.py --runtime $(BUILT)/bin/grit-runtime
+	$(VENV)/bin/python -m tests.bench.memory --runtime $(BUILT)/bin/grit-runtime
+	$(VENV)/bin/python -m tests.bench.growth --runtime $(BUILT)/bin/grit-runtime
+	$(VENV)/bin/python -m tests.bench.report build/bench/memory.json build/bench/growth.json --svg build/bench/benchmarks.svg
 
 clean: ## remove build/
 	rm -rf build
