@@ -40,6 +40,13 @@ def header_size(data: bytes) -> int:
     return 8 if data[:4] in _COMMON_MAGIC else 4
 
 
+def is_a(data: bytes, magic: str) -> bool:
+    """Whether the image says of itself to be of this kind."""
+    start = header_size(data)
+    known = pycriu().magic if _lean() is None else _module("magic")
+    return bool(int.from_bytes(data[start - 4 : start], "little") == known.by_name.get(magic))
+
+
 def loads(data: bytes, magic: str) -> tuple[str, Entries]:
     """Decode an image whose framing is whole: which it is, and its entries.
 
@@ -51,7 +58,7 @@ def loads(data: bytes, magic: str) -> tuple[str, Entries]:
     """
     start = header_size(data)
     lean = _lean()
-    if lean is None or int.from_bytes(data[start - 4 : start], "little") != _module("magic").by_name.get(magic):
+    if lean is None or not is_a(data, magic):
         image: dict[str, Any] = pycriu().loads(data)
         return image["magic"], image["entries"]
     message, entries = message_class(magic), []
