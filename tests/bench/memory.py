@@ -32,8 +32,8 @@ class Rates:
         """Once more."""
         file = self.at.path / "rate"
         for name, more in (("copy", ()), ("read", (file,))):
-            self.at.warm(2 * self.mib << 20)
-            seconds = self.at.helper(name, self.mib, harness.THREADS, *more)
+            with self.at.warm(2 * self.mib << 20):
+                seconds = self.at.helper(name, self.mib, harness.THREADS, *more)
             self.found[name].append((self.mib << 20) / seconds)
         file.unlink()
 
