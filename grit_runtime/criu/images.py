@@ -239,8 +239,8 @@ def _task_state(path: str, name: str, present: frozenset[str]) -> int:
 
 
 def first(path: str, name: str, magic: str) -> Any:
-    """The first entry of a small image, as protobuf's message: there may be thousands of processes and a hundred thousand
-    mappings, and pycriu takes a millisecond to make dictionaries of one process' registers.
+    """The first entry of a small image, as protobuf's message: there may be thousands of processes and a hundred
+    thousand mappings, and pycriu takes a millisecond to make dictionaries of one process' registers.
 
     Raises:
         CheckpointError: it can't be read, or isn't a `magic` image.
