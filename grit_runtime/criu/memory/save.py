@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from grit_runtime.criu.pagemap import Pagemap, Run
+from grit_runtime.criu.pagemap import PAGE, Pagemap, Run
 from grit_runtime.host import digest, extents, pool, vm
 
 
@@ -40,15 +40,28 @@ class OfFile:
     def read(self, pieces: vm.Pieces, address: int) -> None:
         """See `Memory.read`."""
         for offset, size in pieces:
-            view = memoryview((ctypes.c_char * size).from_address(address))
+            view = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
             done = 0
             while done < size:
                 count = os.preadv(self.fd, [view[done:]], offset + done)
                 if not count:
-                    view[done:] = bytes(size - done)  # behind its end
+                    view[done:] = self._behind_its_end(offset + done).ljust(size - done, b"\0")
                     break
                 done += count
             address += size
+
+    def _behind_its_end(self, end: int) -> bytes:
+        """The rest of the file's last page, which is memory to who has it mapped (a System V segment of 56 bytes has a
+        whole page), but not read by read(2).
+        """
+        inside = end % PAGE
+        if not inside:
+            return b""
+        with mmap.mmap(self.fd, 0, access=mmap.ACCESS_COPY, offset=end - inside) as last:
+            first = ctypes.c_char.from_buffer(last)
+            found = ctypes.string_at(ctypes.addressof(first) + inside, PAGE - inside)
+            del first  # the mapping can't be closed before
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,7 +188,16 @@ static void threads(void)
     }
 }
 
-/* A segment that is attached, and one that nobody has attached (shmget(2)). */
+/* Whether a page holds nothing but this. */
+static int is_all(const char *page, char value)
+{
+    for (int at = 0; at < 4096; at++)
+        if (page[at] != value) return 0;
+    return 1;
+}
+
+/* A segment that is attached, one that nobody has attached (shmget(2)), and files that end within a page: the page is
+   memory to its end. */
 static void segments(void)
 {
     int attached = shmget(IPC_PRIVATE, 4 * MIB, 0600), detached = shmget(IPC_PRIVATE, 4 * MIB, 0600);
@@ -199,8 +208,18 @@ static void segments(void)
     fill(there, 4 * MIB, 2, 42);
     fill(large, LARGE, 1, 43);
     must(shmdt(there) == 0);
+    char *small = shmat(shmget(IPC_PRIVATE, 56, 0600), NULL, 0);
+    must(small != (void *)-1);
+    memset(small, 'a', 4096);
+    int file = memfd_create("odd", 0);
+    must(file >= 0 && ftruncate(file, 4096 + 56) == 0);
+    char *odd = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    must(odd != MAP_FAILED);
+    memset(odd, 'b', 8192);
     checkpoint_here();
     check(is_filled(here, 4 * MIB, 1, 41), "a segment");
+    check(is_all(small, 'a'), "a segment of 56 bytes, to the end of its page");
+    check(is_all(odd, 'b') && is_all(odd + 4096, 'b'), "a file in memory, to the end of its last page");
     there = shmat(detached, NULL, SHM_RDONLY);
     check(there != (void *)-1 && is_filled(there, 4 * MIB, 2, 42), "a segment that nobody had attached");
     check(is_filled(large, LARGE, 1, 43), "memory beside it");
