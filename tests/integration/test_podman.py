@@ -78,11 +78,29 @@ def _podman(tmp_path: Path) -> Iterator[Podman]:
     made.run("import", str(tmp_path / "image.tar"), "busybox:test")
     yield made
     made.run("rm", "--force", "--all", "--time", "0")
+    _wait_for_cleanups(str(tmp_path))
     for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
         if str(tmp_path) in line:
             subprocess.run(["umount", "--lazy", line.split()[4]], check=False)
     assert list((tmp_path / "state").rglob("*/*")) == []
     # What podman leaves below --runtime-flag root=... it leaves with runc, too: its `cleanup` isn't told the flag.
+
+
+def _wait_for_cleanups(path: str) -> None:
+    """conmon starts `podman container cleanup`, which makes podman's directories anew, when a container ends; nobody
+    waits for it.
+    """
+    deadline = time.monotonic() + 30
+    while any(path.encode() in _command(entry) for entry in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline, "podman or conmon is still there"
+        time.sleep(0.05)
+
+
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:  # it has gone
+        return b""
 
 
 def test_a_container_lives(podman: Podman) -> None:
