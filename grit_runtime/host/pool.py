@@ -18,6 +18,9 @@ def workers(configured: int) -> int:
 def each(do: Callable[[Job], Done], jobs: Sequence[Job], count: int) -> list[Done]:
     """Do `do` for each job, on `count` threads; the results in the order of the jobs.
 
+    No thread is left when it returns or raises, also after a signal: the caller closes files that they use. Where no
+    more threads are to be had (pids.max), those that there are do it.
+
     Raises:
         BaseException: the first that one of them raised; jobs that weren't begun by then are left.
     """
@@ -37,12 +40,30 @@ def each(do: Callable[[Job], Done], jobs: Sequence[Job], count: int) -> list[Don
             except BaseException as err:  # noqa: BLE001 - raised again by the caller's thread
                 errors.append(err)
 
-    threads = [threading.Thread(target=work) for _ in range(min(count, len(jobs)) - 1)]
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
+    threads: list[threading.Thread] = []
+    try:
+        _start(work, min(count, len(jobs)) - 1, threads)
+        work()
+        _join(threads)
+    except BaseException as err:
+        errors.append(err)
+        _join(threads)
+        raise
     if errors:
         raise errors[0]
     return [results[number] for number in range(len(jobs))]
+
+
+def _start(work: Callable[[], None], count: int, threads: list[threading.Thread]) -> None:
+    for _ in range(count):
+        thread = threading.Thread(target=work)
+        try:
+            thread.start()
+        except RuntimeError:
+            return
+        threads.append(thread)
+
+
+def _join(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()

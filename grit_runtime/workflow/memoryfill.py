@@ -64,6 +64,10 @@ def _userfault(context: Context, pid: int, split: Split) -> Userfault | None:
         context.log.line("info", f"container {context.container}: no userfaultfd of process {pid}: {err}")
         if userfault is not None:
             userfault.close()
+        if proc.state(pid) != "T":  # it isn't as it was before, and could end with us
+            raise RestoreError(
+                f"cannot restore container {context.container}: its process {pid} is not stopped any more: {err}"
+            ) from None
         return None
     return userfault
 
