@@ -98,6 +98,7 @@ class Cuda:
     program: str = "cuda-checkpoint"
     plugin_dir: str = "/usr/lib/criu"
     ipc: str = names.CUDA_IPC_DETECT
+    multi_gpu: str = names.CUDA_MULTI_GPU_REFUSE
     huge_pages: str = names.HUGE_AUTO
     lock_timeout: float = 10
     timeout: float = 600

@@ -72,6 +72,7 @@ CUDA_PROGRAM = "cuda-checkpoint"
 CUDA_PLUGIN = "criu-plugin"
 CUDA_IPC_DETECT = "detect"
 CUDA_IPC_IGNORE = "ignore"
+CUDA_MULTI_GPU_REFUSE = "refuse"
 HUGE_AUTO = "auto"
 HUGE_NEVER = "never"
 

@@ -1,6 +1,6 @@
 """GPUs: what NVML says of a node's, and which of them takes the place of which. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -91,6 +91,8 @@ class Recorded:
     memory: int
     used: int = 0
     index: int = 0
+    visible: bool = True
+    """Whether the container could open it: its processes' driver knows of it then, used or not."""
 
 
 def device_map(
@@ -101,10 +103,10 @@ def device_map(
 ) -> tuple[tuple[tuple[str, str], ...], list[str]]:
     """Which GPU takes the place of which.
 
-    What is wanted comes first. A GPU that is there again and is given to the container stays itself. The others that
-    were in use get, by their position, those given GPUs of the same model and at least the same memory that are left.
-    The driver wants every GPU in the map that it showed at the dump, whether or not it was in use (measured, driver
-    580): the rest is mapped to what is left of the node's, themselves first.
+    What is wanted comes first. A GPU that is there again and is given to the container stays itself. The others get,
+    by their position, those given GPUs of the same model and at least the same memory that are left; the ones in use
+    choose first. The driver wants every GPU in the map that the container could open, whether or not a process used
+    it, and no other; and it restores only where each has a counterpart (measured, driver 580).
 
     Args:
         old: every GPU of the checkpoint's node.
@@ -117,32 +119,31 @@ def device_map(
     """
     by_uuid = {gpu.uuid: gpu for gpu in node}
     left = [uuid for uuid in dict.fromkeys(given) if uuid in by_uuid]
-    in_use = [gpu for gpu in old if gpu.used]
-    chosen, problems = _decided(in_use, wanted, left, by_uuid)
-    staying = {gpu.uuid: gpu.uuid for gpu in in_use if gpu.uuid in left and gpu.uuid not in chosen}
-    chosen |= staying
-    left = [uuid for uuid in left if uuid not in staying]
-    for gpu in in_use if not problems else ():
-        if gpu.uuid in chosen:
-            continue
-        fitting = next((uuid for uuid in left if _fits(gpu, by_uuid[uuid])), None)
-        if fitting is None:
-            problems.append(_no_place(gpu, [by_uuid[uuid] for uuid in left]))
-            continue
-        chosen[gpu.uuid] = fitting
-        left.remove(fitting)
-    if problems or (all(a == b for a, b in chosen.items()) and {gpu.uuid for gpu in old} <= by_uuid.keys()):
+    seen = [gpu for gpu in old if gpu.visible or gpu.used]
+    chosen, problems = _decided(seen, wanted, left, by_uuid)
+    if problems:
         return (), problems
-    return _completed(chosen, old, node), problems
+    for used in (True, False):
+        undecided = [gpu for gpu in seen if bool(gpu.used) is used and gpu.uuid not in chosen]
+        for gpu in sorted(undecided, key=lambda gpu: gpu.uuid not in left):  # those that stay themselves first
+            fitting = gpu.uuid if gpu.uuid in left else _first_fitting(gpu, left, by_uuid)
+            if fitting is None:
+                problems.append(_no_place(gpu, [by_uuid[uuid] for uuid in left]))
+                continue
+            chosen[gpu.uuid] = fitting
+            left.remove(fitting)
+    if problems or all(a == b for a, b in chosen.items()):
+        return (), problems
+    return tuple((gpu.uuid, chosen[gpu.uuid]) for gpu in seen), problems
 
 
 def _decided(
-    in_use: Sequence[Recorded], wanted: Mapping[str, str], left: list[str], by_uuid: Mapping[str, Gpu]
+    seen: Sequence[Recorded], wanted: Mapping[str, str], left: list[str], by_uuid: Mapping[str, Gpu]
 ) -> tuple[dict[str, str], list[str]]:
     """What somebody has decided, taken out of what is left; and what is wrong with it."""
     chosen: dict[str, str] = {}
     problems = []
-    for gpu in in_use:
+    for gpu in seen:
         place = wanted.get(gpu.uuid)
         if place is None:
             continue
@@ -154,17 +155,8 @@ def _decided(
     return chosen, problems
 
 
-def _completed(chosen: dict[str, str], old: Iterable[Recorded], node: Sequence[Gpu]) -> tuple[tuple[str, str], ...]:
-    rest = [gpu for gpu in node if gpu.uuid not in chosen.values()]
-    unused = [gpu for gpu in old if gpu.uuid not in chosen]
-    done = dict(chosen)
-    for gpu in sorted(unused, key=lambda g: all(g.uuid != other.uuid for other in rest)):  # themselves first
-        place = next((other for other in rest if other.uuid == gpu.uuid), None)
-        place = place or next((other for other in rest if _fits(gpu, other)), None)
-        if place is not None:
-            rest.remove(place)
-            done[gpu.uuid] = place.uuid
-    return tuple((gpu.uuid, done[gpu.uuid]) for gpu in old if gpu.uuid in done)
+def _first_fitting(old: Recorded, left: Sequence[str], by_uuid: Mapping[str, Gpu]) -> str | None:
+    return next((uuid for uuid in left if _fits(old, by_uuid[uuid])), None)
 
 
 def _fits(old: Recorded, new: Gpu) -> bool:
@@ -182,7 +174,10 @@ def _not_for(old: Recorded, place: str, by_uuid: Mapping[str, Gpu]) -> str:
 
 def _no_place(old: Recorded, left: list[Gpu]) -> str:
     offered = ", ".join(f"{gpu.name} with {gpu.memory >> 20} MiB" for gpu in left) or "none"
-    return f"no GPU for {old.uuid}, a {old.name} with {old.memory >> 20} MiB: left of the container's are {offered}"
+    why = "" if old.used else ", which the old container could open, and the driver wants each of those to have a place"
+    return (
+        f"no GPU for {old.uuid}, a {old.name} with {old.memory >> 20} MiB{why}: left of the container's are {offered}"
+    )
 
 
 def is_back(recorded: int, now: int) -> bool:

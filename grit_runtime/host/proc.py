@@ -118,14 +118,15 @@ def with_environment(entry: str) -> list[int]:
     started.
     """
     wanted = os.fsencode(entry)
-    return [pid for pid in _all() if pid != os.getpid() and wanted in _environment(pid) and is_running(pid)]
+    return [pid for pid in _all() if pid != os.getpid() and wanted in environment(pid) and is_running(pid)]
 
 
 def _all() -> list[int]:
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
 
 
-def _environment(pid: int) -> list[bytes]:
+def environment(pid: int) -> list[bytes]:
+    """The environment that the process was started with, entry by entry; empty if there is no such process."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as stream:
             return stream.read().split(b"\0")

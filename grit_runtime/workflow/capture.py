@@ -90,7 +90,7 @@ def _take(
     partial = os.path.join(request.images, names.PARTIAL)
     _prepare(transaction, request, partial)
     begun = time.monotonic()
-    cuda = _suspend(context, transaction, state, [pid for pid in pids if cudasigns.may_use_cuda(pid)])
+    cuda = _suspend(context, transaction, state, bundle, [pid for pid in pids if cudasigns.may_use_cuda(pid)])
     by_plugin = cuda is not None and cuda.plugin
     clock = _freeze(context, transaction, state, thawed=cuda is not None, leave=by_plugin)
     clock["begin"] = begun
@@ -127,13 +127,13 @@ def _take(
 
 
 def _suspend(
-    context: Context, transaction: Transaction, state: State, pids: list[int]
+    context: Context, transaction: Transaction, state: State, bundle: bundles.Bundle, pids: list[int]
 ) -> "cudacapture.Suspended | None":
     if not pids:
         return None
     from grit_runtime.workflow import cudacapture
 
-    return cudacapture.suspend(context, transaction, state, pids)
+    return cudacapture.suspend(context, transaction, state, bundle, pids)
 
 
 def _dump(

@@ -17,8 +17,10 @@ from grit_runtime.cuda.processes import ProcessError
 from grit_runtime.cuda.states import CudaError, Operation, State
 from grit_runtime.downstream import State as ContainerState
 from grit_runtime.errors import CaptureError
-from grit_runtime.host import cgroups, proc, run, shared
+from grit_runtime.host import cgroups, nccl, proc, run, shared
 from grit_runtime.host.transaction import Transaction
+from grit_runtime.oci.bundle import Bundle
+from grit_runtime.workflow import cudaplan
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.cudasigns import DEVICES
 from grit_runtime.workflow.cudastate import CudaSuspended, huge_pages, settings
@@ -41,7 +43,9 @@ class Suspended:
     """CRIU's plugin does it, within the dump."""
 
 
-def suspend(context: Context, transaction: Transaction, state: ContainerState, found: list[int]) -> Suspended | None:
+def suspend(
+    context: Context, transaction: Transaction, state: ContainerState, bundle: Bundle, found: list[int]
+) -> Suspended | None:
     """Take every CUDA process of the container into memory, or leave that to CRIU's plugin.
 
     Args:
@@ -60,7 +64,7 @@ def suspend(context: Context, transaction: Transaction, state: ContainerState, f
     except CudaError as err:
         raise _failed(context, f"it has processes that use CUDA ({_named(found)}), and {err}") from None
     try:
-        return _suspend(context, transaction, state, found, api)
+        return _suspend(context, transaction, state, bundle, found, api)
     except ProcessError as err:
         raise _failed(context, f"{_named([err.pid])}: {err}", hint=_hint(context, err)) from None
     except CudaError as err:
@@ -70,7 +74,12 @@ def suspend(context: Context, transaction: Transaction, state: ContainerState, f
 
 
 def _suspend(
-    context: Context, transaction: Transaction, state: ContainerState, found: list[int], api: cuda.Api
+    context: Context,
+    transaction: Transaction,
+    state: ContainerState,
+    bundle: Bundle,
+    found: list[int],
+    api: cuda.Api,
 ) -> Suspended | None:
     asked = settings(context.config)
     node = cuda.survey(asked, api)
@@ -97,7 +106,9 @@ def _suspend(
         raise _failed(context, f"{_named(failed)}: its CUDA state is failed: an earlier checkpoint of it went wrong")
     if node and node.branch < _IPC and len(threads) > 1:
         _refuse_ipc(context, node, list(threads))
-    section = _section(api, node, threads, initial)
+    if node and context.config.cuda.multi_gpu == names.CUDA_MULTI_GPU_REFUSE:
+        _refuse_multi_gpu(context, node, list(threads))
+    section = _section(api, node, threads, initial, cudaplan.granted(bundle, node) if node else [])
     _require_memory(context, state.pid, node, threads)
     effect = CudaSuspended(
         mode=api.name,
@@ -162,11 +173,14 @@ def _refuse(context: Context, found: list[int], node: Node | None, stopped: list
 
 
 def _refuse_ipc(context: Context, node: Node, pids: list[int]) -> None:
-    """Before driver 610 a process that has imported memory by CUDA IPC is checkpointed with success, and lost.
+    """Before driver 610 a process that has imported memory of another is checkpointed with success, and lost.
 
     The driver says of nobody whether it has (docs/gpu.md). But the users of CUDA IPC need a place for the handles and
-    the counts of who uses them, and it is memory that both map: torch.multiprocessing's, NCCL's, vLLM's.
+    the counts of who uses them, and it is memory that both map: torch.multiprocessing's, vLLM's; and NCCL, which takes
+    descriptors of memory from a socket, leaves that open.
     """
+    if context.config.cuda.ipc == names.CUDA_IPC_DETECT:
+        _refuse_nccl(context, node, pids)
     seen: dict[tuple[str, str], int] = {}
     for pid in pids:
         for key, path in shared.mapped(pid).items():
@@ -184,6 +198,36 @@ def _refuse_ipc(context: Context, node: Node, pids: list[int]) -> None:
         f"container {context.container}: it has {len(pids)} CUDA processes; if one imports memory of another by "
         f"CUDA IPC, driver {node.driver} checkpoints it and cannot restore it",
     )
+
+
+def _refuse_nccl(context: Context, node: Node, pids: list[int]) -> None:
+    joined = nccl.ranks(pids)
+    if len(joined) > 1 and not all(nccl.is_apart(pid) for pid in joined):
+        raise _failed(
+            context,
+            f"{_named(joined)} are ranks of NCCL and may have mapped each other's memory, which driver {node.driver} "
+            "checkpoints and cannot restore",
+            hint=f"start them with {' and '.join(nccl.APART)}, which costs the speed of NVLink; where they map none "
+            "all the same: `cuda.ipc: ignore`; or driver 610",
+        )
+
+
+def _refuse_multi_gpu(context: Context, node: Node, pids: list[int]) -> None:
+    """A process with memory on several GPUs may have mapped it from one to the other, and the driver takes some of
+    these that it cannot restore: the process is lost then, the source, too (docs/gpu.md). Nothing tells them apart from
+    outside: descriptors and mappings stay the same when peer access begins (looked at on driver 580).
+    """
+    for pid in pids:
+        spread = node.used(pid) or {}
+        if len(spread) > 1:
+            raise _failed(
+                context,
+                f"{_named([pid])} has memory on {len(spread)} GPUs: what it has mapped between them driver "
+                f"{node.driver} may take and not give back",
+                hint="where a restore of it has been tried: `cuda.multi-gpu: allow`; with PyTorch: "
+                "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the container, and then `allow`; or show the "
+                "process one GPU by CUDA_VISIBLE_DEVICES",
+            )
 
 
 def _refuse_devices(context: Context, pids: list[int]) -> None:
@@ -208,7 +252,9 @@ def _require_memory(context: Context, init: int, node: Node | None, pids: dict[i
         )
 
 
-def _section(api: cuda.Api, node: Node | None, threads: dict[int, int], initial: dict[int, State]) -> dict[str, Any]:
+def _section(
+    api: cuda.Api, node: Node | None, threads: dict[int, int], initial: dict[int, State], granted: list[str]
+) -> dict[str, Any]:
     listed = []
     for pid, thread in threads.items():
         used = node.used(pid) if node and initial[pid] is not State.CHECKPOINTED else None
@@ -218,7 +264,16 @@ def _section(api: cuda.Api, node: Node | None, threads: dict[int, int], initial:
             "state": initial[pid].name.lower(),
             "memory": used,
         })  # fmt: skip
-    gpus = [{"index": g.index, "uuid": g.uuid, "name": g.name, "memory": g.memory} for g in (node.gpus if node else ())]
+    gpus = [
+        {
+            "index": gpu.index,
+            "uuid": gpu.uuid,
+            "name": gpu.name,
+            "memory": gpu.memory,
+            "visible": gpu.uuid in granted or not granted,  # nothing granted: nobody knows
+        }
+        for gpu in (node.gpus if node else ())
+    ]
     return {"mode": api.name, "driver": node.driver if node else None, "gpus": gpus, "processes": listed}
 
 

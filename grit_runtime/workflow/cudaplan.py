@@ -86,6 +86,7 @@ def recorded(section: Any, path: str) -> Recording | None:
                 memory=int(entry["memory"]),
                 index=int(entry["index"]),
                 used=used.get(str(entry["uuid"]), 0),
+                visible=bool(entry.get("visible", True)),
             )
             for entry in section["gpus"]
         )

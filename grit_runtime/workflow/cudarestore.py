@@ -236,7 +236,10 @@ def _hint(err: ProcessError, plan: CudaPlan) -> str:
         moved = ", ".join(f"{old} to {new}" for old, new in plan.device_map)
         return f"the driver does not take the map of GPUs {moved}; restore it on its own GPUs"
     if err.code == states.INVALID_VALUE:
-        return "before driver 610 a process that has imported memory by CUDA IPC cannot be restored"
+        return (
+            "before driver 610 a process that has imported memory by CUDA IPC cannot be restored, and some that have "
+            "mapped memory from GPU to GPU cannot"
+        )
     if err.code == states.OUT_OF_MEMORY:
         return "the GPU's memory was taken meanwhile; a new pod can be restored when it is free"
     return ""

@@ -1,6 +1,6 @@
 """CUDA checkpoint and restore of several processes side by side, against one after another, in one run.
 
-    cuda.py [--gib 8] [--processes 4] [--runs 3]
+    python -m tests.bench.cuda [--gib 8] [--processes 4] [--runs 3]
 
 For a machine with an NVIDIA GPU, PyTorch and this checkout's Python packages; the processes are spread over the GPUs.
 Every process holds as much as was asked for. What is timed is the driver's part alone, by the calls that a capture and

@@ -29,10 +29,10 @@ class GpuMachine(Machine):
     patience = 280.0
 
     def gpu_bundle(
-        self, name: str, mode: str, *, devices: bool = True, driver: bool = True, gpus: Sequence[int] | None = None
+        self, name: str, mode: str, *, devices: bool = True, driver: bool = True, gpus: Sequence[int] = (0,)
     ) -> Bundle:
-        """A bundle with this machine's GPUs, or only those with these numbers; without `devices`, only what
-        NVIDIA_VISIBLE_DEVICES says of them; without `driver`, no library of it either.
+        """A bundle with the GPUs of these numbers; without `devices`, only what NVIDIA_VISIBLE_DEVICES says of them;
+        without `driver`, no library of it either.
         """
         made = self.bundle(name)
         upper, inner = made.path.parent / f"{name}.upper", made.path.parent / f"{name}.work"
@@ -45,7 +45,7 @@ class GpuMachine(Machine):
         for path in sorted(glob.glob("/dev/nvidia*")):
             there = os.stat(path)
             own = re.fullmatch(r"/dev/nvidia(\d+)", path)
-            if stat.S_ISCHR(there.st_mode) and not (own and gpus is not None and int(own[1]) not in gpus):
+            if stat.S_ISCHR(there.st_mode) and not (own and int(own[1]) not in gpus):
                 number = {"major": os.major(there.st_rdev), "minor": os.minor(there.st_rdev)}
                 nodes.append({"path": path, "type": "c", **number, "fileMode": 0o666, "uid": 0, "gid": 0})
 
@@ -55,7 +55,7 @@ class GpuMachine(Machine):
             process["env"] = [
                 "PATH=/usr/local/nvidia/bin:/usr/bin:/bin",
                 "HOME=/tmp",
-                f"NVIDIA_VISIBLE_DEVICES={'all' if gpus is None else ','.join(map(str, gpus))}",
+                f"NVIDIA_VISIBLE_DEVICES={','.join(map(str, gpus))}",
                 f"LD_LIBRARY_PATH={os.environ.get('LD_LIBRARY_PATH', '') if driver else ''}",
             ]
             process["cwd"] = "/"

@@ -73,18 +73,43 @@ def test_a_container_moves_to_the_other_gpu(gpu: GpuMachine, pair: References, v
     pair.check("training", lines(new))
     # And back again: its GPU is the second one now.
     again = gpu.capture("new")
-    third = gpu.bring_back(again, "third", new, gpus=[0])
+    if visible == "one":
+        third = gpu.bring_back(again, "third", new, gpus=[0])
+    else:
+        third = gpu.bring_back(again, "third", new, gpus=[0, 1], annotations=_swapped())
     assert _used()[0] > empty[0] + 400
     gpu.goes_on(third)
     pair.check("training", lines(third))
 
 
+def test_as_many_gpus_as_it_saw_are_asked_for(gpu: GpuMachine) -> None:
+    old = gpu.begin("old", "training", gpus=[0, 1])
+    images = gpu.capture("old")
+    new = gpu.gpu_bundle("new", "none", gpus=[0])
+    failed = gpu.grit("restore", "-d", "--image-path", str(images), "--bundle", str(new.path), "new")
+    assert failed.code != 0
+    assert "which the old container could open" in failed.err
+    assert "nothing was touched" in failed.err
+    back = gpu.bring_back(images, "back", old, gpus=[0, 1])
+    gpu.goes_on(back)
+
+
+def test_a_process_with_both_gpus_is_refused_and_runs_on(gpu: GpuMachine) -> None:
+    """What PyTorch's own allocator maps across GPUs is what the driver takes and doesn't give back."""
+    old = gpu.begin("old", "both", gpus=[0, 1])
+    failed = gpu.grit("checkpoint", "--leave-running", "--image-path", str(gpu.checkpoints / "x"), "old")
+    assert failed.code != 0
+    assert "has memory on 2 GPUs" in failed.err
+    gpu.goes_on(old)
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_one_process_with_both_gpus(gpu: GpuMachine, pair: References, swapped: bool) -> None:
-    old = gpu.begin("old", "both")
+    gpu.configure(cuda={"multi-gpu": "allow"})
+    old = gpu.begin("old", "both", gpus=[0, 1], env=["PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"])
     before = _used()
     images = gpu.capture("old")
-    new = gpu.bring_back(images, "new", old, annotations=_swapped() if swapped else {})
+    new = gpu.bring_back(images, "new", old, gpus=[0, 1], annotations=_swapped() if swapped else {})
     after = _used()
     print("swapped" if swapped else "same", "MiB", before, after)
     assert all(abs(a - b) < 200 for a, b in zip(before, after, strict=True))
@@ -105,12 +130,12 @@ def test_two_containers_on_one_gpu(gpu: GpuMachine, pair: References) -> None:
 
 
 def test_nccl_is_refused_at_once_and_the_job_runs_on(gpu: GpuMachine) -> None:
-    old = gpu.begin("old", "ddp", env=QUIET)
+    old = gpu.begin("old", "ddp", gpus=[0, 1], env=QUIET)
     begun = time.monotonic()
     failed = gpu.grit("checkpoint", "--image-path", str(gpu.checkpoints / "x"), "old")
     print(f"refused after {time.monotonic() - begun:.2f} s:", failed.err)
     assert failed.code != 0
-    assert "as users of CUDA IPC do" in failed.err
+    assert "are ranks of NCCL" in failed.err
     assert "NCCL_P2P_DISABLE=1" in failed.err
     gpu.goes_on(old)
 
@@ -118,9 +143,9 @@ def test_nccl_is_refused_at_once_and_the_job_runs_on(gpu: GpuMachine) -> None:
 def test_nccl_without_shared_memory_goes_on(gpu: GpuMachine) -> None:
     """Sockets between the processes, which come along as they are within one container."""
     gpu.configure(criu={"dump": {"network-lock": "skip"}, "restore": {"network-lock": "skip"}})
-    old = gpu.begin("old", "ddp", env=(*QUIET, *APART))
+    old = gpu.begin("old", "ddp", gpus=[0, 1], env=(*QUIET, *APART))
     images = gpu.capture("old")
-    new = gpu.bring_back(images, "new", old)
+    new = gpu.bring_back(images, "new", old, gpus=[0, 1])
     gpu.goes_on(new)
     numbers = [int(line.split()[0]) for line in lines(new)]
     assert numbers == list(range(len(numbers)))

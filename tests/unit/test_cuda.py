@@ -18,8 +18,8 @@ def _gpu(number: int, *, uuid: str = "", name: str = "H100", memory: int = 80 * 
     return Gpu(index=number, uuid=uuid or f"GPU-{number}", name=name, minor=number, memory=memory, free=memory, **more)
 
 
-def _old(number: int, *, used: int = GIB, name: str = "H100") -> Recorded:
-    return Recorded(uuid=f"GPU-{number}", name=name, memory=80 * GIB, used=used, index=number)
+def _old(number: int, *, used: int = GIB, name: str = "H100", visible: bool = True) -> Recorded:
+    return Recorded(uuid=f"GPU-{number}", name=name, memory=80 * GIB, used=used, index=number, visible=visible)
 
 
 def _bundle(**linux: Any) -> bundles.Bundle:
@@ -31,10 +31,23 @@ def test_a_gpu_that_is_there_again_stays_itself_and_needs_no_map() -> None:
     assert device_map([_old(0), _old(1)], [_gpu(0), _gpu(1)], ["GPU-1", "GPU-0"]) == ((), [])
 
 
-def test_another_gpu_of_the_model_takes_its_place_and_every_gpu_is_in_the_map() -> None:
-    pairs, problems = device_map([_old(0), _old(1, used=0)], [_gpu(0), _gpu(1)], ["GPU-1"])
-    assert problems == []
-    assert dict(pairs) == {"GPU-0": "GPU-1", "GPU-1": "GPU-0"}
+def test_the_map_names_what_the_container_could_open_and_no_other() -> None:
+    node = [_gpu(0), _gpu(1)]
+    alone = [_old(0), _old(1, used=0, visible=False)]
+    assert device_map(alone, node, ["GPU-1"]) == ((("GPU-0", "GPU-1"),), [])
+    both = [_old(0), _old(1, used=0)]
+    assert device_map(both, [_gpu(1), _gpu(2)], ["GPU-2", "GPU-1"]) == (
+        (("GPU-0", "GPU-2"), ("GPU-1", "GPU-1")),
+        [],
+    ), "the one in use chooses first, and not the place of one that stays itself"
+
+
+def test_a_gpu_that_was_visible_and_not_used_needs_a_place_too() -> None:
+    pairs, (problem,) = device_map([_old(0), _old(1, used=0)], [_gpu(0), _gpu(1)], ["GPU-1"])
+    assert pairs == ()
+    assert "no GPU for GPU-1" in problem
+    assert "which the old container could open" in problem
+    assert device_map([_old(0), _old(1, used=0)], [_gpu(0), _gpu(1)], ["GPU-0"])[1] != [], "though nothing moves"
 
 
 def test_on_another_node_places_are_taken_by_position() -> None:

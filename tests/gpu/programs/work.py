@@ -32,7 +32,8 @@ def big():
     import torch
 
     torch.manual_seed(1)
-    parts = [torch.randint(0, 1 << 30, (1 << 30,), device="cuda", dtype=torch.int32) for _ in range(10)]
+    count = int(os.environ.get("GIB", "40")) // 4
+    parts = [torch.randint(0, 1 << 30, (1 << 30,), device="cuda", dtype=torch.int32) for _ in range(count)]
     while True:
         yield [int(part[:: 1 << 10].sum()) for part in parts] + [int(parts[len(parts) // 2].sum())]
 
@@ -89,6 +90,29 @@ def tokens():
         yield digest(ids.cpu().numpy().tobytes())
 
 
+def model():
+    """A language model whose weights are in the file MODEL (made where it is missing), token by token."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    settings = GPT2Config(n_layer=48, n_head=25, n_embd=1600)  # GPT-2 XL: 1.5 billion parameters
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(settings).half()
+    if not os.path.exists(os.environ["MODEL"]):
+        torch.manual_seed(9)
+        torch.save({k: torch.randn(v.shape).half() / 50 for k, v in model.state_dict().items()}, os.environ["MODEL"])
+    weights = torch.load(os.environ["MODEL"], mmap=True, map_location="cuda")
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model = model.cuda().eval()
+    ids, cache = torch.arange(64, device="cuda")[None], None
+    while True:
+        with torch.no_grad():
+            out = model(ids, past_key_values=cache, use_cache=True)
+        ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+        yield int(ids)
+
+
 def cupy():
     import cupy as cp
 
@@ -142,7 +166,9 @@ def ddp():
     if rank == 0:
         if os.path.exists(FILE + ".store"):
             os.unlink(FILE + ".store")
-        subprocess.Popen([sys.executable, __file__, "ddp", FILE, str(STEPS)], env={**os.environ, "RANK": "1"})
+        environment = {**os.environ, "RANK": "1"}
+        with open(FILE + ".rank1", "w") as said:  # why it ended, if it did
+            subprocess.Popen([sys.executable, __file__, "ddp", FILE, str(STEPS)], env=environment, stderr=said)
     torch.cuda.set_device(rank)
     distributed.init_process_group("nccl", init_method=f"file://{FILE}.store", rank=rank, world_size=2)
     torch.manual_seed(7)
