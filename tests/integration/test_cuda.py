@@ -172,6 +172,19 @@ def test_mps_and_mig_are_refused_by_name(gpu: SimulatedGpu) -> None:
     gpu.goes_on(old)
 
 
+def test_a_process_on_two_gpus_is_refused_and_may_be_allowed(gpu: SimulatedGpu) -> None:
+    """The second one of the simulated NVML is a mirror of the first: the driver knows one."""
+    gpu.settings(mirrored=1)
+    old = gpu.start("old")
+    failed = gpu.capture()
+    assert failed.code != 0
+    assert "has memory on 2 GPUs" in failed.err
+    gpu.goes_on(old)
+    gpu.configure(multi_gpu="allow")
+    gpu.capture("--leave-running").ok()
+    gpu.goes_on(old)
+
+
 @pytest.mark.parametrize("mode", ["driver", "cuda-checkpoint"])
 def test_another_gpu_of_the_model_takes_the_old_ones_place(gpu: SimulatedGpu, mode: str) -> None:
     gpu.configure(mode=mode, program=str(gpu.built / "cuda-checkpoint"))
@@ -184,12 +197,19 @@ def test_another_gpu_of_the_model_takes_the_old_ones_place(gpu: SimulatedGpu, mo
     gpu.goes_on(new)
 
 
-def test_processes_that_share_memory_may_use_cuda_ipc(gpu: SimulatedGpu) -> None:
-    old = gpu.start("old", two=True, shared=True)
+@pytest.mark.parametrize(
+    ("by", "why"),
+    [
+        ("shared", "share memory (/dev/zero (deleted)), as users of CUDA IPC do"),
+        ("ranks", "are ranks of NCCL and may have mapped each other's memory"),
+    ],
+)
+def test_processes_that_may_have_mapped_each_others_memory(gpu: SimulatedGpu, by: str, why: str) -> None:
+    old = gpu.start("old", two=True, by=by)
     gpu.machine.wait(lambda: len(lines(old, "out.")) > 3)
     failed = gpu.capture()
     assert failed.code != 0
-    assert "share memory (/dev/zero (deleted)), as users of CUDA IPC do" in failed.err
+    assert why in failed.err
     gpu.goes_on(old)
     gpu.configure(ipc="ignore")
     gpu.capture().ok()

@@ -93,8 +93,8 @@ class SimulatedGpu:
         """What tells the driver where its GPU is."""
         return {"SIMULATED_GPU": str(self.directory), **self.more}
 
-    def bundle(self, name: str, *, mib: int = 64, seconds: int = 0, two: bool = False, shared: bool = False) -> Bundle:
-        """A bundle whose container counts on the GPU."""
+    def bundle(self, name: str, *, mib: int = 64, seconds: int = 0, two: bool = False, by: str = "") -> Bundle:
+        """A bundle whose container counts on the GPU; `by`: what two processes have in common (counter.c)."""
         made = self.machine.bundle(name)
         rootfs = made.path / "rootfs"
         for directory in ("simulated", "gpu", "lib64"):
@@ -110,7 +110,7 @@ class SimulatedGpu:
                 str(seconds),
                 "/data/out",
                 *(["second"] if two else []),
-                *(["shared"] if shared else []),
+                *([by] if by else []),
             ]
             config["process"]["args"] = args
             config["process"]["env"] = ["NVIDIA_VISIBLE_DEVICES=all"]

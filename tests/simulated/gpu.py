@@ -1,7 +1,8 @@
 """The simulated GPU: `python gpu.py DIRECTORY`. Listens at DIRECTORY/socket, says in DIRECTORY/state who has how much.
 
 DIRECTORY/settings (JSON) is read at every change: driver, uuid, name, memory (MiB), taken (MiB that others have), mig,
-compute, mps (pids). A message is {u32 operation, u32 words, u64 bytes} and, for an upload, the words.
+compute, mps (pids), mirrored (1: NVML shows a second GPU, which has what the first has).
+A message is {u32 operation, u32 words, u64 bytes} and, for an upload, the words.
 """
 
 import json
@@ -15,7 +16,7 @@ ALLOCATE, UPLOAD, DOWNLOAD, STEP = 1, 2, 3, 4
 HEADER = struct.Struct("=IIQ")
 DEFAULTS = {
     "driver": "580.00.00", "uuid": "GPU-00000000-0000-0000-0000-000000000001", "name": "Simulated GPU", "memory": 1024,
-    "taken": 0, "mig": 0, "compute": 0, "mps": [],
+    "taken": 0, "mig": 0, "compute": 0, "mps": [], "mirrored": 0,
 }  # fmt: skip
 
 
@@ -43,7 +44,7 @@ class Gpu:
         text = [f"{now['driver']}", now["uuid"], now["name"], str(now["memory"] << 20), str(used)]
         text += [str(now["mig"]), str(now["compute"]), str(len(self.used))]
         text += [f"{pid} {size}" for pid, size in self.used.items()]
-        text += [str(len(now["mps"])), *(str(pid) for pid in now["mps"])]
+        text += [str(len(now["mps"])), *(str(pid) for pid in now["mps"]), str(now["mirrored"])]
         with open(f"{self.directory}/state.new", "w") as stream:
             stream.write("\n".join(text) + "\n")
         os.rename(f"{self.directory}/state.new", f"{self.directory}/state")

@@ -6,7 +6,7 @@
 static struct {
 	char driver[80], uuid[96], name[96];
 	unsigned long long total, used;
-	int mig, compute, processes, pids[64], mps, clients[64];
+	int mig, compute, processes, pids[64], mps, clients[64], mirrored;
 	unsigned long long bytes[64];
 } now;
 
@@ -24,6 +24,7 @@ static int load(void)
 	n += fscanf(file, "%d", &now.mps);
 	for (int i = 0; i < now.mps && i < 64; i++)
 		n += fscanf(file, "%d", &now.clients[i]);
+	n += fscanf(file, "%d", &now.mirrored);
 	fclose(file);
 	return n < 9 ? 999 : 0;
 }
@@ -35,8 +36,8 @@ int nvmlInitWithFlags(unsigned flags) { (void)flags; return load(); }
 int nvmlShutdown(void) { return 0; }
 const char *nvmlErrorString(int code) { (void)code; return "simulated"; }
 int nvmlSystemGetDriverVersion(char *text, unsigned size) { return snprintf(text, size, "%s", now.driver) < 0; }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) { *handle = &now; return index ? 2 : load(); }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1 + now.mirrored; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) { *handle = index ? (void *)&now.mirrored : &now; return index > 1 ? 2 : load(); }
 int nvmlDeviceGetMemoryInfo(void *h, unsigned long long *memory)
 {
 	(void)h;
@@ -44,7 +45,10 @@ int nvmlDeviceGetMemoryInfo(void *h, unsigned long long *memory)
 	return 0;
 }
 int nvmlDeviceGetMigMode(void *h, unsigned *current, unsigned *pending) { (void)h; *current = *pending = now.mig; return 0; }
-int nvmlDeviceGetUUID(void *h, char *text, unsigned size) { (void)h; return snprintf(text, size, "%s", now.uuid) < 0; }
+int nvmlDeviceGetUUID(void *h, char *text, unsigned size)
+{
+	return snprintf(text, size, "%s%s", now.uuid, h == &now ? "" : "-mirrored") < 0;
+}
 int nvmlDeviceGetName(void *h, char *text, unsigned size) { (void)h; return snprintf(text, size, "%s", now.name) < 0; }
 int nvmlDeviceGetMinorNumber(void *h, unsigned *minor) { (void)h; *minor = 0; return 0; }
 int nvmlDeviceGetComputeMode(void *h, unsigned *mode) { (void)h; *mode = now.compute; return 0; }
