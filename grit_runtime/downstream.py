@@ -1,13 +1,15 @@
 """The downstream runtime: the program that does what isn't ours."""
 
+import functools
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass
 from typing import Any
 
 from grit_runtime.errors import DownstreamError
-from grit_runtime.host import files, run
+from grit_runtime.host import cgroups, files, run
 from grit_runtime.oci import log
 from grit_runtime.oci.argv import Invocation
 
@@ -84,8 +86,22 @@ class Downstream:
                 f"{self.program} state {container} said something unexpected: {err}: {out[:200]}"
             ) from None
 
+    def cgroup_paths(self, container: str) -> dict[str, str]:
+        """The container's cgroups, as runc's state has them (`<root>/<id>/state.json`, libcontainer State.CgroupPaths):
+        controller to directory, of v2 one without a name. Empty if there is no such state, as with another runtime.
+        """
+        try:
+            found = json.loads(files.read_text(os.path.join(self.root, container, "state.json")))["cgroup_paths"]
+            return {str(name): str(path) for name, path in found.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
     def processes(self, container: str, *, timeout: float) -> list[int]:
-        """The host pids of everything in the container's cgroup."""
+        """The host pids of everything in the container's cgroup: `ps`, or, sooner, what that looks at."""
+        paths = self.cgroup_paths(container)
+        directory = paths.get("") or paths.get("devices", "")  # libcontainer, Container.Processes
+        if os.path.isdir(directory):
+            return cgroups.processes(directory)
         out = self.require("ps", "--format", "json", container, timeout=timeout)
         try:
             return [int(pid) for pid in json.loads(out) or []]
@@ -98,8 +114,20 @@ class Downstream:
 
     def version(self, *, timeout: float) -> str:
         """The first line of `--version`, such as `runc version 1.1.5`."""
-        result = self.call("--version", timeout=timeout)
-        return result.out.splitlines()[0] if result.ok and result.out else "unknown"
+        return _version(self, timeout)
+
+    def has_flag(self, verb: str, flag: str, *, since: tuple[int, int], timeout: float) -> bool:
+        """Whether a verb has a flag: runc's since a version, another runtime's if its help names it."""
+        numbers = re.match(r"runc version (\d+)\.(\d+)", self.version(timeout=timeout))
+        if numbers:
+            return (int(numbers[1]), int(numbers[2])) >= since
+        return flag in self.call(verb, "--help", timeout=timeout).out
+
+
+@functools.cache
+def _version(downstream: Downstream, timeout: float) -> str:
+    result = downstream.call("--version", timeout=timeout)
+    return result.out.splitlines()[0] if result.ok and result.out else "unknown"
 
 
 def find(configured: str, invocation: Invocation) -> Downstream:

@@ -6,6 +6,7 @@ Only for the case that the downstream has no state of the container yet: then no
 import os
 import signal
 import time
+from collections.abc import Mapping
 
 from grit_runtime.host import files, proc
 
@@ -54,6 +55,28 @@ def processes(directory: str) -> list[int]:
         except OSError:
             continue
     return [pid for pid in found if pid > 0]
+
+
+def end(paths: Mapping[str, str], *, timeout: float) -> None:
+    """Kill everything in a container's cgroups, frozen or not, and wait until nothing is left, or `timeout` seconds.
+
+    On cgroup v1 a frozen process does not die: once each has its signal, they are let go.
+
+    Args:
+        paths: controller to directory; of v2 one, without a name.
+    """
+    directory = paths.get("") or paths.get("devices", "")
+    if not os.path.isdir(directory):
+        return
+    for pid in processes(directory):
+        proc.send_signal(pid, signal.SIGKILL)
+    freezer = os.path.join(paths.get("freezer", ""), "freezer.state")
+    if os.path.isabs(freezer) and os.path.exists(freezer):
+        with open(freezer, "w", encoding="ascii") as stream:
+            stream.write("THAWED")
+    deadline = time.monotonic() + timeout
+    while processes(directory) and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
 def memory_left(pid: int) -> tuple[int, str] | None:

@@ -123,8 +123,9 @@ def _as_flags(context: Context, options: dict[str, conf.Option]) -> list[str]:
     names_of_flags = list(_RPC_FLAGS)
     if options.get("link-remap"):
         # runc sends it since 1.3, and has a flag for it since then.
-        offered = context.downstream.call("checkpoint", "--help", timeout=context.config.timeouts.command).out
-        names_of_flags += ["link-remap"] if "--link-remap" in offered else []
+        timeout = context.config.timeouts.command
+        offered = context.downstream.has_flag("checkpoint", "--link-remap", since=(1, 3), timeout=timeout)
+        names_of_flags += ["link-remap"] if offered else []
     return [name for name in names_of_flags if options.pop(name, False)]
 
 

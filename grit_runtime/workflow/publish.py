@@ -12,7 +12,7 @@ from grit_runtime import names
 from grit_runtime.checkpoint import manifest
 from grit_runtime.downstream import Downstream
 from grit_runtime.errors import CaptureError, GritError
-from grit_runtime.host import files, proc, run
+from grit_runtime.host import cgroups, files, proc, run
 from grit_runtime.workflow.effects import downstream_of, pause, resume
 
 
@@ -28,6 +28,7 @@ def finish(header: dict[str, Any]) -> None:
     container, timeout = header["container"], header["timeout"]
     cuda = header.get("cuda")
     if not header["leave_running"]:
+        cgroups.end(downstream.cgroup_paths(container), timeout=timeout)  # what runc would look for every 100 ms
         if cuda:
             _end_cuda(downstream, container, [pid for pid, _, _ in cuda["targets"]], timeout)
         result = downstream.call("delete", "--force", container, timeout=timeout)
