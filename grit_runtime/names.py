@@ -97,5 +97,10 @@ ON_RESTORE_FAILURE = "grit.dev/on-restore-failure"
 FAIL = "fail"
 COLD_START = "cold-start"
 
+# The configuration's words for what is not trusted.
+REFUSE = "refuse"
+WARN = "warn"
+ALLOW = "allow"
+
 PUBLISHING = "publishing"  # the phase of a journal from which recovery goes forward
 SHM = "/dev/shm"

@@ -43,8 +43,11 @@ class Found:
     """The container's name in its pod, where the checkpoint says so."""
 
 
-def find(path: str) -> Found:
+def find(path: str, shown: str = "") -> Found:
     """Look at the directory `path`: images, or what holds a directory `checkpoint` with images.
+
+    Args:
+        shown: what people know it by, if `path` is a descriptor's.
 
     Raises:
         CheckpointError: it is neither.
@@ -52,30 +55,32 @@ def find(path: str) -> Found:
     if os.path.exists(os.path.join(path, _INVENTORY)) or os.path.lexists(os.path.join(path, names.PARTIAL)):
         if os.path.exists(os.path.join(path, names.MANIFEST)):
             return Found(kind=Kind.OWN, images=path, own=True, complete=True)  # the manifest lists its parts
-        above = os.path.dirname(path)
-        if os.path.basename(path) == names.IMAGES_DIR and os.path.exists(os.path.join(above, names.ROOTFS_DIFF)):
-            return _beside(above, Kind.FOLDER)
+        above = os.path.join(path, os.pardir) if shown else os.path.dirname(path)
+        name = os.path.basename(shown or path)
+        if name == names.IMAGES_DIR and os.path.exists(os.path.join(above, names.ROOTFS_DIFF)):
+            return _beside(above, path, Kind.FOLDER)
         return Found(kind=Kind.RUNC, images=path)
-    if os.path.exists(os.path.join(path, names.IMAGES_DIR, _INVENTORY)):
-        return _beside(path, Kind.FOLDER)
+    images = os.path.join(path, names.IMAGES_DIR)
+    if os.path.exists(os.path.join(images, _INVENTORY)):
+        return _beside(path, images, Kind.FOLDER)
     raise CheckpointError(f"{path} holds no CRIU images: {_INVENTORY} is missing")
 
 
 def unpacked(path: str) -> Found:
     """The parts of an archive that was unpacked into the directory `path`."""
-    return _beside(path, Kind.ARCHIVE)
+    return _beside(path, os.path.join(path, names.IMAGES_DIR), Kind.ARCHIVE)
 
 
-def _beside(base: str, kind: Kind) -> Found:
+def _beside(base: str, images: str, kind: Kind) -> Found:
     def part(name: str) -> str:
         file = os.path.join(base, name)
         return file if os.path.isfile(file) and not os.path.islink(file) else ""
 
     described = bool(part(names.CONFIG_DUMP) and part(names.SPEC_DUMP))
-    arrived = os.path.exists(os.path.join(os.path.dirname(base), _GRIT_SENTINEL))
+    arrived = os.path.exists(os.path.join(base, os.pardir, _GRIT_SENTINEL))
     return Found(
         kind=kind,
-        images=os.path.join(base, names.IMAGES_DIR),
+        images=images,
         rootfs_diff=part(names.ROOTFS_DIFF),
         deleted_files=part(names.DELETED_FILES),
         devshm=part(names.DEV_SHM),

@@ -8,6 +8,7 @@ from grit_runtime.checkpoint import manifest as manifests
 from grit_runtime.checkpoint.kinds import Found, Kind
 from grit_runtime.criu import descriptors, images
 from grit_runtime.errors import CheckpointError, PlanError
+from grit_runtime.host.beneath import Pin
 from grit_runtime.oci import bundle as bundles
 from grit_runtime.workflow import connections, contents, cudasigns, facts, hostname, memoryplan, plan, preflight
 from grit_runtime.workflow.context import Context
@@ -23,6 +24,8 @@ class Request:
     bundle: bundles.Bundle
     images: str
     """The directory of a checkpoint, or an archive."""
+    pin: Pin | None = None
+    """What is there, if it was found by annotation."""
     work: str
     """Where CRIU logs; empty for a place of ours."""
     pid_file: str

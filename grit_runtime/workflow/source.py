@@ -1,11 +1,13 @@
 """The checkpoint that a restore was given: a directory as it is, or an archive, unpacked while it is needed."""
 
 import os
+import stat
 from dataclasses import dataclass
 
 from grit_runtime.checkpoint import kinds
 from grit_runtime.errors import CheckpointError
-from grit_runtime.host import effects, files
+from grit_runtime.host import beneath, effects, files
+from grit_runtime.host.beneath import Pin
 from grit_runtime.host.transaction import Effect, Transaction
 from grit_runtime.workflow.context import Context
 
@@ -18,16 +20,24 @@ class Source:
     effects: tuple[Effect, ...] = ()
 
 
-def open_source(context: Context, transaction: Transaction, path: str) -> Source:
+def open_source(context: Context, transaction: Transaction, path: str, pin: Pin | None) -> Source:
     """Find out what lies at `path`, and unpack it if need be.
+
+    From here on the checkpoint is known by a descriptor: what has that name later doesn't matter.
+
+    Args:
+        pin: what is there, if it was opened already.
 
     Raises:
         CheckpointError: there is nothing, or no checkpoint, or an archive holds what it may not.
     """
-    if os.path.isdir(path):
-        return Source(found=kinds.find(path))
-    if not os.path.lexists(path):
-        raise CheckpointError(f"no such checkpoint: {path} is no directory")
+    try:
+        pin = pin or beneath.pin(path)
+    except OSError:
+        raise CheckpointError(f"no such checkpoint: {path} is no directory") from None
+    context.log.shown[pin.path] = pin.shown
+    if stat.S_ISDIR(pin.stat().st_mode):
+        return Source(found=kinds.find(pin.path, pin.shown))
     settings = context.config.archive
     root, container = os.path.split(context.workspace_path)
     target = os.path.join(settings.unpack_dir, f"{os.path.basename(root)}!{container}")
@@ -41,5 +51,5 @@ def open_source(context: Context, transaction: Transaction, path: str) -> Source
         raise CheckpointError(f"cannot unpack {path} to {target}: {err.strerror}") from None
     from grit_runtime.checkpoint import archive
 
-    archive.unpack(path, target, max_bytes=settings.max_bytes, max_entries=settings.max_entries)
+    archive.unpack(pin.path, target, max_bytes=settings.max_bytes, max_entries=settings.max_entries, held=True)
     return Source(found=kinds.unpacked(target), effects=tuple(reversed(made)))
