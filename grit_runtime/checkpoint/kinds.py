@@ -41,6 +41,8 @@ class Found:
     """Whether something says that it was written to its end."""
     container: str = ""
     """The container's name in its pod, where the checkpoint says so."""
+    namespace: str = ""
+    """Its pod's, where what isn't a manifest of ours says so."""
 
 
 def find(path: str, shown: str = "") -> Found:
@@ -78,6 +80,7 @@ def _beside(base: str, images: str, kind: Kind) -> Found:
 
     described = bool(part(names.CONFIG_DUMP) and part(names.SPEC_DUMP))
     arrived = os.path.exists(os.path.join(base, os.pardir, _GRIT_SENTINEL))
+    annotations = _annotations(part(names.SPEC_DUMP))
     return Found(
         kind=kind,
         images=images,
@@ -86,17 +89,18 @@ def _beside(base: str, images: str, kind: Kind) -> Found:
         devshm=part(names.DEV_SHM),
         log=part(names.CONTAINER_LOG),
         complete=described if kind is Kind.ARCHIVE else arrived,
-        container=_container_name(part(names.SPEC_DUMP)),
+        container=names.first(annotations, names.CONTAINER_NAME) or "",
+        namespace=names.first(annotations, names.POD_NAMESPACE) or "",
     )
 
 
-def _container_name(spec: str) -> str:
-    """The container's name in its pod, by the annotations of spec.dump (an OCI runtime spec)."""
+def _annotations(spec: str) -> dict[str, str]:
+    """Those of spec.dump (an OCI runtime spec) that are strings."""
     if not spec:
-        return ""
+        return {}
     try:
-        annotations = files.read_json(spec, _MAX_DUMP_BYTES).get("annotations") or {}
-        return str(names.first(annotations, names.CONTAINER_NAME) or "")
+        found = files.read_json(spec, _MAX_DUMP_BYTES).get("annotations") or {}
+        return {key: value for key, value in found.items() if isinstance(value, str)}
     except (OSError, ValueError, AttributeError, TypeError) as err:
         raise CheckpointError(f"{spec} is damaged: {err}") from None
 

@@ -15,12 +15,15 @@ from grit_runtime.errors import CheckpointError
 from grit_runtime.host import beneath
 from grit_runtime.host.beneath import Pin
 
-BESIDE = (names.ROOTFS_DIFF, names.DELETED_FILES, names.DEV_SHM, names.CONTAINER_LOG, names.CONFIG_DUMP, names.SPEC_DUMP)
+# What may lie beside a directory of images, and is taken with it (`kinds.find`).
+BESIDE = (
+    names.ROOTFS_DIFF, names.DELETED_FILES, names.DEV_SHM, names.CONTAINER_LOG, names.CONFIG_DUMP, names.SPEC_DUMP,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the annotations ask for: an images directory or an archive, held open, and how it was asked, for messages."""
+    """What the annotations ask for, a directory of images or an archive, held open, and how, for messages."""
 
     pin: Pin
     annotation: str

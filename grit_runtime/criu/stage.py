@@ -22,7 +22,7 @@ def build(source: str, target: str, rewritten: dict[str, bytes], *, as_parent: b
         rewritten: file name to content, for those that aren't linked.
         as_parent: the checkpoint is the earlier dump, too, on which this directory's pagemaps stand.
     """
-    # Not of what `source` leads to: of a descriptor's path it is the descriptor that counts, whatever its name is by now.
+    # `source` is not followed: of a descriptor's path it is the descriptor that counts, whatever its name is by now.
     above, last = os.path.split(source)
     start = os.path.realpath(target)
     base = os.path.relpath(os.path.join(os.path.realpath(above), last), start)

@@ -1,5 +1,5 @@
-"""What lies below a directory, opened one name at a time by descriptors: no link leads out of it, and what was looked at
-is what is used, whoever renames things meanwhile.
+"""What lies below a directory, opened one name at a time by descriptors: no link leads out of it, and what was looked
+at is what is used, whoever renames things meanwhile.
 
 openat2(2) is asked for each name with RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS and RESOLVE_NO_MAGICLINKS. Where it isn't
 there (before Linux 5.6, or kept away by a seccomp filter) openat(2) with O_NOFOLLOW is as good: of one single name that

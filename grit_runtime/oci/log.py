@@ -30,16 +30,17 @@ class Log:
 
     def line(self, level: str, message: str) -> None:
         """Append one line in logrus' format; a log that can't be written is no reason to fail."""
-        self._append(_format(level, self._for_people(message), self.json))
+        self._append(_format(level, self.for_people(message), self.json))
 
-    def _for_people(self, message: str) -> str:
+    def for_people(self, message: str) -> str:
+        """A text with the names that people know in place of paths of ours."""
         for path, name in self.shown.items():
             message = message.replace(path, name)
         return message
 
     def fatal(self, err: GritError | str) -> int:
         """Report the error that ends the call, as runc's `fatal` does, and return the exit code."""
-        message = self._for_people(str(err))
+        message = self.for_people(str(err))
         self.line("error", message)
         if self.path and self.verb not in _STDIO_IS_THE_CONTAINERS:
             try:

@@ -32,6 +32,7 @@ from grit_runtime.workflow import (
     publish,
     recorded,
     recover,
+    trust,
 )
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.dump import Request
@@ -57,6 +58,11 @@ def capture(context: Context, request: Request) -> None:
         for warning in preflight.require_dumpable(context.container, pids, state.pid):
             context.log.line("warning", f"container {context.container}: {warning}")
         bundle = recorded.bundle_of(context, state)
+        refused = trust.foreign_criu_options(
+            bundle.annotations, context.config.state_dir, context.config.trust.criu_config
+        )
+        if refused:
+            raise CaptureError(f"cannot checkpoint container {context.container}: {refused[0]}")
         header = {
             **context.header("capture"),
             "images": request.images,

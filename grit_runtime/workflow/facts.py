@@ -74,6 +74,7 @@ def _offer(context: Context, bundle: Bundle, decoded: Images, manifest: Manifest
         provided=mounts.provided(bundle, resolved, controllers),
         sources=sources,
         old=old,
+        options=mounts.options(bundle, resolved),
         private=frozenset(path for path in sources if host_mounts.is_private(path, table)),
         links=strategy == "links",
         fixed=frozenset() if strategy == "images" else _fixed(decoded),

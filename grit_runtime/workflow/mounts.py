@@ -96,6 +96,8 @@ class Offer:
     """Destination to what the manifest says of the old container's mount there."""
     private: frozenset[str] = frozenset()
     """Those of the host paths on which no mount is propagated."""
+    options: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Destination to the options of config.json's mount there."""
     links: bool = False
     """Lead mounts that CRIU found by itself to their new place by links on the host, not by rewriting images."""
     fixed: frozenset[str] = frozenset()
@@ -117,6 +119,16 @@ def bind_mounts(bundle: Bundle) -> dict[str, str]:
         options = mount.get("options") or []
         if ("bind" in options or "rbind" in options) and isinstance(mount.get("destination"), str):
             found[mount["destination"]] = os.path.join(bundle.path, str(mount.get("source", "")))
+    return found
+
+
+def options(bundle: Bundle, resolved: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """Destination to the options of every mount in config.json; `resolved` as for `provided`."""
+    found = {}
+    for mount in bundle.objects("mounts"):
+        path, listed = str(mount.get("destination", "")), mount.get("options")
+        words = listed if isinstance(listed, list) else []
+        found[resolved.get(path, path)] = frozenset(word for word in words if isinstance(word, str))
     return found
 
 

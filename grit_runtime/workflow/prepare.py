@@ -10,7 +10,7 @@ from grit_runtime.criu import descriptors, images
 from grit_runtime.errors import CheckpointError, PlanError
 from grit_runtime.host.beneath import Pin
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import connections, contents, cudasigns, facts, hostname, memoryplan, plan, preflight
+from grit_runtime.workflow import connections, contents, cudasigns, facts, hostname, memoryplan, plan, preflight, trust
 from grit_runtime.workflow.context import Context
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def prepare(context: Context, request: Request, found: Found) -> Prepared:
     parts = contents.beside(found.images, manifest) if found.kind is Kind.OWN else found
     looked = facts.gather(context, request.bundle, decoded, manifest, contents.filled(parts))
     made = plan.make(context.container, decoded, request.bundle, manifest, looked, hold=not request.shell_job)
+    verdict = trust.judge(context, request, decoded, manifest, found.namespace, made.mounts, looked.offer)
+    made = replace(made, problems=(*made.problems, *verdict.problems), warnings=(*made.warnings, *verdict.warnings))
     cuda = None
     if cudasigns.in_checkpoint(decoded, manifest):
         from grit_runtime.workflow import cudarestore
