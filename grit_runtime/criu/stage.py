@@ -12,7 +12,9 @@ import os
 
 from grit_runtime import names
 
-_NOT_IMAGES = frozenset({names.MANIFEST, names.PARTIAL, names.ROOTFS_DIFF, names.DEV_SHM, names.CONTAINER_LOG})
+_NOT_IMAGES = frozenset(
+    {names.MANIFEST, names.SIGNATURE, names.PARTIAL, names.ROOTFS_DIFF, names.DEV_SHM, names.CONTAINER_LOG}
+)
 
 
 def build(source: str, target: str, rewritten: dict[str, bytes], *, as_parent: bool = False) -> None:

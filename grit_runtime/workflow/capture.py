@@ -239,6 +239,12 @@ def _write_manifest(
             },
         }
         files.write_atomically(os.path.join(partial, names.MANIFEST), manifest.encode(data), sync=context.config.fsync)
+        if context.config.trust.signing_key:
+            from grit_runtime.checkpoint import signature
+
+            signature.sign_directory(
+                partial, context.config.trust.signing_key, pool.workers(context.config.memory.workers)
+            )
     except OSError as err:
         raise CaptureError(f"cannot write the checkpoint to {request.images}: {err.strerror}") from None
 

@@ -4,9 +4,10 @@ import os
 import stat
 from dataclasses import dataclass
 
+from grit_runtime import names
 from grit_runtime.checkpoint import kinds
 from grit_runtime.errors import CheckpointError
-from grit_runtime.host import beneath, effects, files
+from grit_runtime.host import beneath, effects, files, pool
 from grit_runtime.host.beneath import Pin
 from grit_runtime.host.transaction import Effect, Transaction
 from grit_runtime.workflow.context import Context
@@ -36,6 +37,7 @@ def open_source(context: Context, transaction: Transaction, path: str, pin: Pin 
     except OSError:
         raise CheckpointError(f"no such checkpoint: {path} is no directory") from None
     context.log.shown[pin.path] = pin.shown
+    _require_signature(context, pin)
     if stat.S_ISDIR(pin.stat().st_mode):
         return Source(found=kinds.find(pin.path, pin.shown))
     settings = context.config.archive
@@ -53,3 +55,27 @@ def open_source(context: Context, transaction: Transaction, path: str, pin: Pin 
 
     archive.unpack(pin.path, target, max_bytes=settings.max_bytes, max_entries=settings.max_entries, held=True)
     return Source(found=kinds.unpacked(target), effects=tuple(reversed(made)))
+
+
+def _require_signature(context: Context, pin: Pin) -> None:
+    """Verify who made the checkpoint, before anything of it is parsed: where the configuration asks for it, and where
+    there is a signature and keys to verify it with.
+    """
+    site = context.config.trust
+    directory = stat.S_ISDIR(pin.stat().st_mode)
+    file = os.path.join(pin.path, names.SIGNATURE) if directory else pin.shown + names.SIGNATURE_SUFFIX
+    if not site.require_signature and not (site.keys and os.path.lexists(file)):
+        return
+    from grit_runtime.checkpoint import signature
+
+    workers = pool.workers(context.config.memory.workers)
+    if not directory:
+        signature.require_file(pin.path, file, site.keys, workers)
+        return
+    if not os.path.lexists(os.path.join(pin.path, names.MANIFEST)):
+        # What lies beside the images would not be signed (`kinds.find`).
+        raise CheckpointError(
+            f"the signature of checkpoint {pin.shown} cannot be verified: it has no {names.MANIFEST}",
+            hint="checkpoints of grit-runtime's own are signed, and archives",
+        )
+    signature.require_directory(pin.path, site.keys, workers)

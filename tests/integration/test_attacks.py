@@ -342,6 +342,84 @@ def test_a_pod_does_not_choose_criu_s_options(machine: Machine, verb: str) -> No
     assert not ran.exists()
 
 
+# --- origin ----------------------------------------------------------------------------------------------------------
+
+
+def _keys(machine: Machine) -> tuple[str, str]:
+    """A private key, and the public one that belongs to it, as openssl makes them."""
+    private, public = str(machine.path / "key"), str(machine.path / "key.pub")
+    machine.shell("openssl", "genpkey", "-algorithm", "ed25519", "-out", private)
+    machine.shell("openssl", "pkey", "-in", private, "-pubout", "-out", public)
+    os.chmod(private, 0o600)
+    return private, public
+
+
+_OLD_AND_NEW = {"namespaces": {"": ["*"]}}
+
+
+@pytest.mark.parametrize("signed", ["at-capture", "by-command"])
+@pytest.mark.parametrize("verb", ["create", "restore"])
+def test_a_manifest_that_was_edited_after_signing_is_refused(machine: Machine, signed: str, verb: str) -> None:
+    private, public = _keys(machine)
+    trust = {**_OLD_AND_NEW, "require-signature": True, "keys": [public]}
+    machine.configure(trust={**trust, "signing-key": private} if signed == "at-capture" else trust)
+    images, new = _capture(machine), _pod(machine)
+    more = ("-d", "--image-path", str(images)) if verb == "restore" else ()
+
+    def refused() -> str:
+        ran = machine.grit(verb, *more, "--bundle", str(new.path), "new")
+        assert ran.code == 1
+        assert machine.containers() == []
+        return ran.err
+
+    if signed == "by-command":
+        assert "is not signed" in refused()
+        machine.grit("sign", "--key", private, str(images)).ok()
+    manifest = images / "grit.json"
+    original = manifest.read_bytes()
+    manifest.write_bytes(original.replace(b'"format": 1', b'"format":1 '))
+    assert "grit.json was changed" in refused()
+    manifest.write_bytes(b"[" * 100_000)  # nothing is parsed before
+    assert "grit.json was changed" in refused()
+    manifest.write_bytes(original)
+    (images / "grit.sig").rename(machine.path / "grit.sig")
+    assert "is not signed" in refused()
+    (machine.path / "grit.sig").rename(images / "grit.sig")
+    machine.grit(verb, *more, "--bundle", str(new.path), "new").ok()
+    if verb == "create":
+        machine.grit("start", "new").ok()
+    machine.counts(new)
+    (images / "grit.sig").unlink()  # for the machine's own look at what is left
+
+
+def test_a_signature_that_is_there_must_hold_once_keys_are_known(machine: Machine) -> None:
+    private, public = _keys(machine)
+    images, new = _capture(machine), _pod(machine)
+    machine.grit("sign", "--key", private, str(images)).ok()
+    (images / "stranger.img").touch()
+    machine.configure(trust={**_OLD_AND_NEW, "keys": [public]})
+    assert "stranger.img was not signed" in _refused(machine, new)
+    (images / "stranger.img").unlink()
+    _restored(machine, new)
+    (images / "grit.sig").unlink()
+
+
+def test_an_archive_is_verified_before_it_is_unpacked(machine: Machine) -> None:
+    private, public = _keys(machine)
+    images, archive = _capture(machine), machine.checkpoints / "ns/packed/app.tar"
+    archive.parent.mkdir()
+    machine.grit("export", str(images), str(archive)).ok()
+    machine.configure(trust={**_OLD_AND_NEW, "require-signature": True, "keys": [public]})
+    new = _pod(machine, restore_name="packed")
+    assert "is not signed" in _refused(machine, new)
+    machine.grit("sign", "--key", private, str(archive)).ok()
+    data = archive.read_bytes()
+    archive.write_bytes(b"\0" + data[1:])
+    assert "archive was changed" in _refused(machine, new)
+    archive.write_bytes(data)
+    _restored(machine, new)
+
+
 # --- the call itself -------------------------------------------------------------------------------------------------
 
 
