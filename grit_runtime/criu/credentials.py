@@ -42,7 +42,7 @@ def read(decoded: Images) -> tuple[Credentials, ...]:
     """
     dead = {process.pid for process in decoded.processes if process.zombie}
     found: dict[tuple[Any, ...], Credentials] = {}
-    count = 0
+    present, count = frozenset(decoded.files), 0
     for entry in images.load(decoded.path, "pstree.img", "PSTREE"):
         pid, threads = int(entry["pid"]), entry.get("threads", ())
         count += len(threads)
@@ -51,7 +51,7 @@ def read(decoded: Images) -> tuple[Credentials, ...]:
                 f"image {os.path.join(decoded.path, 'pstree.img')} holds more than {MAX_THREADS} threads"
             )
         if pid not in dead:
-            for made in _of_process(decoded.path, pid, threads):
+            for made in _of_process(decoded.path, pid, threads, present):
                 found.setdefault(_all_but_pid(made), made)
     return tuple(found.values())
 
@@ -81,10 +81,12 @@ def _all_but_pid(made: Credentials) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _of_process(path: str, pid: int, threads: Iterable[int]) -> list[Credentials]:
+def _of_process(path: str, pid: int, threads: Iterable[int], present: frozenset[str]) -> list[Credentials]:
     found, inherited = [], 0
     for thread in dict.fromkeys((pid, *threads)):
         name = f"core-{thread}.img"
+        if name not in present:
+            raise CheckpointError(f"checkpoint {path} is damaged: process {pid} has a thread {thread}, and no {name}")
         core = images.first(path, name, "CORE")
         if thread == pid:
             inherited = int(core.tc.old_seccomp_mode)  # before CRIU 3.13 a process' threads had one in common

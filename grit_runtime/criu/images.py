@@ -261,7 +261,7 @@ def first(path: str, name: str, magic: str) -> Any:
         size = int.from_bytes(data[start : start + 4], "little")
         if not size:
             raise ValueError("it holds nothing")
-        return messages.message_class(magic).FromString(data[start + 4 : start + 4 + size])
+        return messages.whole(messages.message_class(magic).FromString(data[start + 4 : start + 4 + size]))
 
 
 def load(path: str, name: str, magic: str) -> messages.Entries:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from grit_runtime.criu import images as codec
+from tests import keys
 from tests.integration.machine import Bundle, Machine
 
 pytestmark = pytest.mark.needs("root", "runc", "criu", "busybox")
@@ -345,22 +346,13 @@ def test_a_pod_does_not_choose_criu_s_options(machine: Machine, verb: str) -> No
 # --- origin ----------------------------------------------------------------------------------------------------------
 
 
-def _keys(machine: Machine) -> tuple[str, str]:
-    """A private key, and the public one that belongs to it, as openssl makes them."""
-    private, public = str(machine.path / "key"), str(machine.path / "key.pub")
-    machine.shell("openssl", "genpkey", "-algorithm", "ed25519", "-out", private)
-    machine.shell("openssl", "pkey", "-in", private, "-pubout", "-out", public)
-    os.chmod(private, 0o600)
-    return private, public
-
-
 _OLD_AND_NEW = {"namespaces": {"": ["*"]}}
 
 
 @pytest.mark.parametrize("signed", ["at-capture", "by-command"])
 @pytest.mark.parametrize("verb", ["create", "restore"])
 def test_a_manifest_that_was_edited_after_signing_is_refused(machine: Machine, signed: str, verb: str) -> None:
-    private, public = _keys(machine)
+    private, public = keys.write(machine.path / "key")
     trust = {**_OLD_AND_NEW, "require-signature": True, "keys": [public]}
     machine.configure(trust={**trust, "signing-key": private} if signed == "at-capture" else trust)
     images, new = _capture(machine), _pod(machine)
@@ -393,7 +385,7 @@ def test_a_manifest_that_was_edited_after_signing_is_refused(machine: Machine, s
 
 
 def test_a_signature_that_is_there_must_hold_once_keys_are_known(machine: Machine) -> None:
-    private, public = _keys(machine)
+    private, public = keys.write(machine.path / "key")
     images, new = _capture(machine), _pod(machine)
     machine.grit("sign", "--key", private, str(images)).ok()
     (images / "stranger.img").touch()
@@ -405,7 +397,7 @@ def test_a_signature_that_is_there_must_hold_once_keys_are_known(machine: Machin
 
 
 def test_an_archive_is_verified_before_it_is_unpacked(machine: Machine) -> None:
-    private, public = _keys(machine)
+    private, public = keys.write(machine.path / "key")
     images, archive = _capture(machine), machine.checkpoints / "ns/packed/app.tar"
     archive.parent.mkdir()
     machine.grit("export", str(images), str(archive)).ok()

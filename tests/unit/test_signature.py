@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,18 @@ import pytest
 from grit_runtime.checkpoint import signature
 from grit_runtime.errors import CheckpointError, ConfigError
 from grit_runtime.host import digest
+from tests.keys import write
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Key pairs as openssl makes them."""
+    """Where keys are."""
 
     path: Path
 
     def make(self, name: str) -> str:
-        """The file of a new private key."""
-        file = self.path / name
-        subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", file], check=True)
-        file.chmod(0o600)
-        subprocess.run(["openssl", "pkey", "-in", file, "-pubout", "-out", f"{file}.pub"], check=True)
-        return str(file)
+        """The file of a new private key; the public one has `.pub` behind."""
+        return write(self.path / name)[0]
 
 
 @pytest.fixture
@@ -139,11 +135,9 @@ def test_a_directory_s_signature_is_not_an_archive_s(directory: Path, keys: Keys
         (lambda file: file.write_text("nonsense"), "holds no private key"),
         (lambda file: file.write_bytes(b"x" * (1 << 17)), "too large for a key"),
         (lambda file: file.unlink(), "cannot read the key"),
-        (lambda file: subprocess.run(
-            ["openssl", "genpkey", "-algorithm", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", file], check=True
-        ), "holds no Ed25519 key"),
+        (lambda file: write(file, other=True), "holds no Ed25519 key"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.needs("root")
 def test_a_signing_key_that_will_not_do_is_named(
     directory: Path, keys: Keys, make: Callable[[Path], object], said: str
