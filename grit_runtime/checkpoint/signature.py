@@ -39,6 +39,11 @@ class Content:
     hashes: tuple[str, ...]
 
 
+def require_key(key: str) -> None:
+    """See whether a file holds a private key that can be used. Raises ConfigError: it doesn't."""
+    _private_key(key)
+
+
 def sign_directory(directory: str, key: str, workers: int) -> None:
     """Write `grit.sig`, over every file in a directory, which must hold nothing else.
 

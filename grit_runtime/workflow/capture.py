@@ -94,6 +94,10 @@ def _take(
 ) -> None:
     """Everything up to the complete checkpoint in `.grit-partial`; the container is frozen then."""
     partial = os.path.join(request.images, names.PARTIAL)
+    if context.config.trust.signing_key:
+        from grit_runtime.checkpoint import signature
+
+        signature.require_key(context.config.trust.signing_key)
     _prepare(transaction, request, partial)
     begun = time.monotonic()
     cuda = _suspend(context, transaction, state, [pid for pid in pids if cudasigns.may_use_cuda(pid)])

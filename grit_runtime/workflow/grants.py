@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grit_runtime import names
-from grit_runtime.criu.images import ImageMount, Images, OpenFile
+from grit_runtime.criu.images import FILES, ImageMount, Images, OpenFile
 from grit_runtime.oci.bundle import Bundle
 from grit_runtime.workflow.mounts import Action, MountStep, Offer, bind_mounts
 from grit_runtime.workflow.privileges import grants
@@ -47,10 +47,23 @@ def problems(
         elif step.action is Action.NATIVE:
             texts += _made(bundle, step.mount, steps)
         texts += _opened_up(step, offer)
+    if FILES not in images.files:
+        # Before 3.3 each kind of file had an image of its own, which CRIU still reads (files_collected).
+        texts.append(f"the checkpoint has no {FILES}: its open files cannot be looked at")
     texts += _uncovered(bundle, images.mounts, unmasked)
     for file in images.open_files:
         texts += _open_file(bundle, file, images.mounts, steps)
     return list(dict.fromkeys(texts))
+
+
+def options(bundle: Bundle, resolved: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """Destination to the options of every mount in config.json; `resolved` as for `mounts.provided`."""
+    found = {}
+    for mount in bundle.objects("mounts"):
+        path, listed = str(mount.get("destination", "")), mount.get("options")
+        words = listed if isinstance(listed, list) else []
+        found[resolved.get(path, path)] = frozenset(word for word in words if isinstance(word, str))
+    return found
 
 
 def covered_before(old: Mapping[str, Any] | None) -> frozenset[str]:

@@ -122,16 +122,6 @@ def bind_mounts(bundle: Bundle) -> dict[str, str]:
     return found
 
 
-def options(bundle: Bundle, resolved: Mapping[str, str]) -> dict[str, frozenset[str]]:
-    """Destination to the options of every mount in config.json; `resolved` as for `provided`."""
-    found = {}
-    for mount in bundle.objects("mounts"):
-        path, listed = str(mount.get("destination", "")), mount.get("options")
-        words = listed if isinstance(listed, list) else []
-        found[resolved.get(path, path)] = frozenset(word for word in words if isinstance(word, str))
-    return found
-
-
 def provided(bundle: Bundle, resolved: Mapping[str, str], v1_controllers: tuple[str, ...]) -> dict[str, str]:
     """The keys for which the downstream gives CRIU a source, with that source; empty where it is the runtime's own
     business.

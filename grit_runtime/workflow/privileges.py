@@ -133,11 +133,11 @@ def _namespaces(bundle: Bundle, hosts: Mapping[str, int]) -> list[str]:
 
 
 def _profile(bundle: Bundle, old: Mapping[str, Any] | None) -> list[str]:
-    linux = old.get("linux") if old else None
-    former = linux.get("seccomp") if isinstance(linux, dict) else None
-    if not isinstance(former, dict):
+    if old is None:
         return []
-    more = seccomp.allowed_beyond(former, bundle.section("linux", "seccomp"))
+    linux = old.get("linux")
+    former = linux.get("seccomp") if isinstance(linux, dict) else None
+    more = seccomp.allowed_beyond(former if isinstance(former, dict) else {}, bundle.section("linux", "seccomp"))
     if not more:
         return []
     what = "whatever it does not name" if more == ["*"] else _listed(more)

@@ -20,14 +20,14 @@ def is_confining(profile: dict[str, Any]) -> bool:
 
 
 def allowed_beyond(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The system calls that `old` lets through and `new` doesn't, or not with the same arguments; `*` for whatever it
-    doesn't name.
+    """The system calls that `old` (empty for none) lets through and `new` doesn't, or not with the same arguments; `*`
+    for whatever it doesn't name.
     """
     if not is_confining(new):
         return []
     passed, refused = _by_name(old, passing=True), _by_name(old, passing=False)
     more = []
-    if old.get("defaultAction") in _PASSING:
+    if old.get("defaultAction", "SCMP_ACT_ALLOW") in _PASSING:
         if new.get("defaultAction") not in _PASSING:
             return ["*"]
         more = [name for name in _by_name(new, passing=False) if _ALWAYS not in refused.get(name, ())]

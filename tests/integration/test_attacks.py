@@ -432,12 +432,14 @@ def test_a_hostile_bundle_is_an_error_at_once(machine: Machine, hijack: Callable
     bundle = machine.bundle("new")
     hijack(_Bundle(bundle.path))
     machine.patience = 20
-    ran = machine.grit("restore", "-d", "--image-path", str(images), "--bundle", str(bundle.path), "new")
+    try:
+        ran = machine.grit("restore", "-d", "--image-path", str(images), "--bundle", str(bundle.path), "new")
+    finally:
+        (bundle.path / "config.json").unlink()
+        (bundle.path / "config.json").write_bytes(bundle.written)
     assert ran.code == 1
     assert ran.err.count("\n") == 0
     assert "internal error" not in ran.err
-    (bundle.path / "config.json").unlink()
-    (bundle.path / "config.json").write_bytes(bundle.written)
 
 
 class _Bundle:

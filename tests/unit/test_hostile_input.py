@@ -115,7 +115,7 @@ def _read_everything(path: Path) -> None:
     sockets.connections(str(path))
     remaps.read(str(path))
     made = bundle.parse("/b", b'{"mounts": [{"destination": "/x", "source": "/y", "options": ["bind", "ro"]}]}')
-    offer = mounts.Offer(provided=mounts.provided(made, {}, ()), sources={}, options=mounts.options(made, {}))
+    offer = mounts.Offer(provided=mounts.provided(made, {}, ()), sources={}, options=grants.options(made, {}))
     steps = mounts.steps(decoded, offer)
     mounts.rewrites(steps, offer)
     grants.problems(made, decoded, steps, offer, ("/usr:ro",), ())
@@ -192,7 +192,7 @@ def test_no_config_json_does_more_than_be_refused(data: dict[str, Any], deep: An
             )  # fmt: skip
             privileges.problems(made, [found], {"pid": 1}, made.config)
             grants.covered_before(made.config)
-            mounts.options(made, {})
+            grants.options(made, {})
             trust.wrong_namespace(made.annotations, "x", {})
             trust.foreign_criu_options(made.annotations, "/run", "refuse")
 

@@ -151,13 +151,21 @@ _MASK = [{"index": 0, "value": 2114060288, "op": "SCMP_CMP_MASKED_EQ"}]
             {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [_rule("bpf", "mount", action=_ERRNO)]},
             ["mount"],
         ),
-        ({"syscalls": "nonsense"}, {"defaultAction": _ERRNO, "syscalls": [7, {"names": 3}]}, []),
+        ({"syscalls": "nonsense"}, {"defaultAction": _ERRNO, "syscalls": [7, {"names": 3}]}, ["*"]),
+        ({}, _SECCOMP, ["*"]),
+        ({}, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [_rule("mount", action=_ERRNO)]}, ["mount"]),
     ],
 )
 def test_what_one_seccomp_profile_allows_beyond_another(
     old: dict[str, Any], new: dict[str, Any], more: list[str]
 ) -> None:
     assert seccomp.allowed_beyond(old, new) == more
+
+
+def test_filters_of_a_container_without_a_profile_are_its_own_programs() -> None:
+    """They may allow anything, and so does their being there."""
+    (text,) = privileges.problems(_bundle(), [_FITTING], {}, {"linux": None})
+    assert "allows whatever it does not name" in text
 
 
 def test_a_wider_seccomp_profile_of_the_old_container_is_named() -> None:
@@ -203,10 +211,10 @@ def _grants(
     offer = Offer(
         provided=mount_plan.provided(bundle, {}, ()),
         sources={**dict.fromkeys(binds.values(), Kind.DIRECTORY), **(sources or {})},
-        options=mount_plan.options(bundle, {}),
+        options=grants.options(bundle, {}),
         old=old or {},
     )
-    images = Images(path="/i", files=(), mounts=mounts, processes=(), version=2, open_files=files)
+    images = Images(path="/i", files=("files.img",), mounts=mounts, processes=(), version=2, open_files=files)
     steps = mount_plan.steps(images, offer)
     there = [*bundle.strings("linux", "maskedPaths"), *bundle.strings("linux", "readonlyPaths")]
     return grants.problems(bundle, images, steps, offer, host_mounts, there)
@@ -252,6 +260,13 @@ def test_each_mount_that_config_json_does_not_grant_is_named(mounts: tuple[Image
 )
 def test_what_the_container_has_anyway_is_granted(mount: ImageMount) -> None:
     assert _grants(*_USUAL, _mount("/x", "/x"), mount) == []
+
+
+def test_images_whose_open_files_cannot_be_looked_at_are_named() -> None:
+    images = Images(path="/i", files=("reg-files.img",), mounts=_USUAL, processes=(), version=2)
+    offer = Offer(provided=mount_plan.provided(_bundle(), {}, ()), sources={})
+    (text,) = grants.problems(_bundle(), images, mount_plan.steps(images, offer), offer, (), ())
+    assert "has no files.img" in text
 
 
 def test_with_cap_sys_admin_a_container_mounts_what_it_likes() -> None:
