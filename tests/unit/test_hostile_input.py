@@ -7,6 +7,7 @@ every time.
 import contextlib
 import io
 import json
+import os
 import shutil
 import tarfile
 import tempfile
@@ -25,7 +26,8 @@ from grit_runtime.errors import CheckpointError, ConfigError, GritError, UsageEr
 from grit_runtime.oci import argv, bundle
 from grit_runtime.workflow import grants, mounts, privileges, trust
 
-_MORE = settings(max_examples=200, deadline=2000)
+_LOAD = int(os.environ.get("GRIT_TEST_LOAD", "1"))
+_MORE = settings(max_examples=200 * _LOAD, deadline=2000)
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["..", "/", "\0"]),
@@ -127,7 +129,7 @@ def test_the_seeds_are_a_checkpoint_that_can_be_read(checkpoint: Path) -> None:
     _read_everything(checkpoint)
 
 
-@settings(max_examples=600, deadline=2000)
+@settings(max_examples=600 * _LOAD, deadline=2000)
 @given(st.sampled_from(sorted(_SEEDS)), _EDITS)
 @example("pstree.img", [("set", 8, b"\xff\xff\xff\xff")])
 @example("pstree.img", [("set", 12, b"\x08\xff\xff\xff\xff\xff\xff\xff\xff")])
@@ -227,7 +229,7 @@ with tarfile.open(fileobj=_TAR, mode="w") as _tar:
         _tar.addfile(_entry, io.BytesIO(b"x" * 600))
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300 * _LOAD, deadline=2000)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["set", "cut", "insert"]), st.integers(0, 6000), st.binary(min_size=1, max_size=12)),
