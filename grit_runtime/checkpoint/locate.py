@@ -27,6 +27,8 @@ class Request:
 
     pin: Pin
     annotation: str
+    place: str = ""
+    """The directory of the root in which it lies: by the layout above, its namespace's."""
 
     @property
     def images(self) -> str:
@@ -67,7 +69,8 @@ def locate(annotations: dict[str, str], roots: tuple[str, ...], owners: tuple[in
         tails = [f"{name}/{names.IMAGES_DIR}", f"{name}.tar"]
     if base is not None:
         # The annotation may name an archive itself, which is one container's.
-        return Request(pin=_given(base, [*tails, ""], roots, owners), annotation=f"{names.CHECKPOINT}={base}")
+        pin, place = _given(base, [*tails, ""], roots, owners)
+        return Request(pin=pin, annotation=f"{names.CHECKPOINT}={base}", place=place)
     assert by_name is not None
     namespace = _component("pod namespace", names.first(annotations, names.POD_NAMESPACE) or "default")
     place = os.path.join(namespace, _component(names.RESTORE_NAME, by_name))
@@ -75,7 +78,7 @@ def locate(annotations: dict[str, str], roots: tuple[str, ...], owners: tuple[in
     for root in roots:
         found = _open(root, place, tails, owners)
         if found is not None:
-            return Request(pin=found, annotation=annotation)
+            return Request(pin=found, annotation=annotation, place=namespace)
     places = ", ".join(os.path.join(root, place, tails[0]) for root in roots)
     raise CheckpointError(f"no such checkpoint: annotation {annotation}: none of {places} is a directory")
 
@@ -96,8 +99,8 @@ def _component(what: str, value: str) -> str:
     return value
 
 
-def _given(base: str, tails: list[str], roots: tuple[str, ...], owners: tuple[int, ...]) -> Pin:
-    """What is at `base`, if it lies below one of the roots."""
+def _given(base: str, tails: list[str], roots: tuple[str, ...], owners: tuple[int, ...]) -> tuple[Pin, str]:
+    """What is at `base`, if it lies below one of the roots, and in which of the root's directories."""
     for root in roots:
         inner = os.path.relpath(os.path.normpath(base), os.path.normpath(root)) if os.path.isabs(base) else ".."
         if inner == ".." or inner.startswith("../"):
@@ -107,7 +110,8 @@ def _given(base: str, tails: list[str], roots: tuple[str, ...], owners: tuple[in
             # Not "not a directory": dockerd takes errno's words for a mount that failed (setExitCodeFromError).
             path = os.path.normpath(os.path.join(root, inner, tails[0]))
             raise CheckpointError(f"no such checkpoint: {path} is no directory")
-        return found
+        place = os.path.relpath(os.path.dirname(found.shown), root).partition("/")[0]
+        return found, "" if place == "." else place
     raise CheckpointError(
         f"checkpoint {base!r} lies outside the checkpoint roots {', '.join(roots)}",
         hint="move it there, or add its root to `checkpoint-roots`",

@@ -54,7 +54,7 @@ def sign_directory(directory: str, key: str, workers: int) -> None:
     """
     private = _private_key(key)
     target = os.path.join(directory, names.SIGNATURE)
-    files.write_atomically(target, _signed(_of_directory(directory, workers), private), sync=True)
+    files.write_atomically(target, _signed(_hashed(_of_directory(directory), workers), private), sync=True)
 
 
 def sign_file(path: str, key: str, workers: int) -> None:
@@ -75,23 +75,28 @@ def require_directory(path: str, keys: tuple[str, ...], workers: int) -> None:
         ConfigError: a key can't be used.
     """
     signed = _verified(os.path.join(path, names.SIGNATURE), path, keys)
-    _compare(path, signed, lambda: _of_directory(path, workers))
+    _compare(path, signed, lambda: _of_directory(path), workers)
 
 
 def require_file(path: str, signature: str, keys: tuple[str, ...], workers: int) -> None:
     """Verify the signature of the archive at `path`; raises as `require_directory`."""
     signed = _verified(signature, path, keys)
-    _compare(path, signed, lambda: _hashed({names.ARCHIVE: path}, workers))
+    _compare(path, signed, lambda: {names.ARCHIVE: path}, workers)
 
 
-def _compare(path: str, signed: Mapping[str, Content], look: Callable[[], Mapping[str, Content]]) -> None:
+def _compare(path: str, signed: Mapping[str, Content], look: Callable[[], Mapping[str, str]], workers: int) -> None:
+    """Names and sizes first: a file of any size may have been put there."""
     try:
         there = look()
+        sizes = {name: os.stat(file).st_size for name, file in there.items()}
+        wrong = [f"{name} is missing" for name in signed if name not in there]
+        wrong += [f"{name} was not signed" for name in there if name not in signed]
+        wrong += [f"{name} was changed" for name, size in sizes.items() if name in signed and signed[name].size != size]
+        if not wrong:
+            found = _hashed(there, workers)
+            wrong = [f"{name} was changed" for name, content in found.items() if signed[name] != content]
     except OSError as err:
         raise CheckpointError(f"cannot verify {path}: {err.filename or ''}: {err.strerror}") from None
-    wrong = [f"{name} is missing" for name in signed if name not in there]
-    wrong += [f"{name} was not signed" for name in there if name not in signed]
-    wrong += [f"{name} was changed" for name, content in there.items() if signed.get(name, content) != content]
     if wrong:
         raise CheckpointError(f"checkpoint {path} is not what was signed: {'; '.join(sorted(wrong)[:10])}")
 
@@ -138,7 +143,7 @@ def _statement(file: str, raw: bytes) -> dict[str, Content]:
             str(name): Content(int(entry["bytes"]), tuple(str(value) for value in entry["sha256"]))
             for name, entry in data["files"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
         raise CheckpointError(f"{file} is damaged: {err}") from None
 
 
@@ -150,7 +155,8 @@ def _signed(contents: Mapping[str, Content], private: Any) -> bytes:
     return b"\n".join((_TITLE, line, statement))
 
 
-def _of_directory(directory: str, workers: int) -> dict[str, Content]:
+def _of_directory(directory: str) -> dict[str, str]:
+    """Name to path of every file."""
     paths: dict[str, str] = {}
     with os.scandir(directory) as entries:
         for entry in entries:
@@ -159,7 +165,7 @@ def _of_directory(directory: str, workers: int) -> dict[str, Content]:
             if not entry.is_file(follow_symlinks=False) or len(paths) >= _MAX_FILES:
                 raise CheckpointError(f"checkpoint {directory} holds {entry.name!r}, which is no file")
             paths[entry.name] = entry.path
-    return _hashed(paths, workers)
+    return paths
 
 
 def _hashed(paths: Mapping[str, str], workers: int) -> dict[str, Content]:

@@ -51,6 +51,7 @@ def _restore(call: Call, container: str, made: bundle.Bundle, flags: argv.Flags)
         bundle=made,
         images=found.images,
         pin=found.pin,
+        place=found.place,
         work="",
         pid_file=os.path.abspath(pid_file) if pid_file else "",
         flags=("--detach", "--no-subreaper", *flags.without(*_OURS)),

@@ -26,6 +26,8 @@ class Request:
     """The directory of a checkpoint, or an archive."""
     pin: Pin | None = None
     """What is there, if it was found by annotation."""
+    place: str = ""
+    """Its namespace by where it lies, if it was found by annotation."""
     work: str
     """Where CRIU logs; empty for a place of ours."""
     pid_file: str

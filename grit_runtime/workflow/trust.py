@@ -32,6 +32,9 @@ class Asked(Protocol):
     @property
     def serves_create(self) -> bool: ...
 
+    @property
+    def place(self) -> str: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -63,7 +66,8 @@ def judge(
     site, annotations = context.config.trust, request.bundle.annotations
     problems = foreign_criu_options(annotations, context.config.state_dir, site.criu_config)
     if request.serves_create:
-        problems += wrong_namespace(annotations, namespace_of(manifest) or namespace, site.namespaces)
+        old = namespace_of(manifest) or namespace
+        problems += wrong_namespace(annotations, old, site.namespaces, request.place)
     found = _excesses(context, request, decoded, spec_of(manifest), steps, offer)
     if site.privileges == names.WARN:
         return Verdict(problems=tuple(problems), warnings=tuple(found))
@@ -104,7 +108,9 @@ def namespace_of(manifest: Manifest | None) -> str:
     return found if isinstance(found, str) else ""
 
 
-def wrong_namespace(annotations: Mapping[str, str], old: str, rules: Mapping[str, Iterable[str]]) -> list[str]:
+def wrong_namespace(
+    annotations: Mapping[str, str], old: str, rules: Mapping[str, Iterable[str]], place: str = ""
+) -> list[str]:
     """Why a pod of this namespace may not have a checkpoint of that one; a container outside of Kubernetes may.
 
     Only a CRI runtime names the namespace, and root alone starts containers otherwise. Each has a key of its own, and
@@ -114,6 +120,8 @@ def wrong_namespace(annotations: Mapping[str, str], old: str, rules: Mapping[str
         annotations: the new container's.
         old: the checkpoint's namespace; empty if it doesn't say.
         rules: `trust.namespaces`.
+        place: whose the directory is in which it lies: that counts where the checkpoint doesn't say. Who puts it there
+            is trusted, for root alone can.
     """
     said = {key: annotations[key] for key in names.POD_NAMESPACE if key in annotations}
     if not said:
@@ -122,10 +130,12 @@ def wrong_namespace(annotations: Mapping[str, str], old: str, rules: Mapping[str
         listed = ", ".join(f"{key} {value!r}" for key, value in said.items())
         return [f"the new container's annotations name two namespaces: {listed}"]
     (new,) = set(said.values())
-    allowed = {*rules.get(old, ()), *rules.get(_ANY, ())}
-    if old == new or new in allowed or _ANY in allowed:
+    allowed = {*rules.get(old, ()), *rules.get(old or place, ()), *rules.get(_ANY, ())}
+    if (old or place) == new or new in allowed or _ANY in allowed:
         return []
-    came = f"was taken in namespace {old!r}" if old else "does not say in which namespace it was taken"
+    came = (
+        f"was taken in namespace {old!r}" if old else f"does not say its namespace, and lies in the directory {place!r}"
+    )
     return [f"the checkpoint {came}, and the new pod is in {new!r}: `trust.namespaces` does not have that"]
 
 

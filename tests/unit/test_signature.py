@@ -83,6 +83,11 @@ def _edit_statement(directory: Path) -> None:
         (lambda d: os.truncate(d / "pages-1.img", digest.CHUNK + 6), "pages-1.img was changed"),
         (lambda d: (d / "empty.img").unlink(), "empty.img is missing"),
         (lambda d: (d / "core-1.img").touch(), "core-1.img was not signed"),
+        (lambda d: os.truncate(d / "pages-1.img", 1 << 42), "pages-1.img was changed"),
+        (
+            lambda d: os.close(os.open(d / "x.img", os.O_CREAT)) or os.truncate(d / "x.img", 1 << 42),
+            "x.img was not signed",
+        ),
         (lambda d: (d / "parent").symlink_to("."), "which is no file"),
         (lambda d: (d / "sub").mkdir(), "which is no file"),
         (lambda d: os.mkfifo(d / "fifo"), "which is no file"),

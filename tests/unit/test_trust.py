@@ -352,6 +352,23 @@ def test_a_checkpoint_stays_in_its_namespace(
 
 
 @pytest.mark.parametrize(
+    ("old", "place", "rules", "granted"),
+    [
+        ("", "a", {}, True),
+        ("", "b", {}, False),
+        ("b", "a", {}, False),
+        ("a", "b", {}, True),
+        ("", "b", {"b": ["a"]}, True),
+        ("", "b", {"": ["a"]}, True),
+    ],
+)
+def test_one_that_does_not_say_is_its_directory_s(
+    old: str, place: str, rules: dict[str, list[str]], granted: bool
+) -> None:
+    assert (trust.wrong_namespace({_CRI: "a"}, old, rules, place) == []) == granted
+
+
+@pytest.mark.parametrize(
     ("annotations", "allowed", "granted"),
     [
         ({"org.criu.config": "/tmp/x", _CRI: "a"}, "refuse", False),

@@ -89,12 +89,14 @@ def test_a_path_and_a_name_lead_to_the_same_images(tmp_path: Path) -> None:
     by_path = locate.locate({**POD, names.CHECKPOINT: f"{roots[0]}/ns/first"}, roots)
     by_name = locate.locate({**POD, names.RESTORE_NAME: "first", "io.kubernetes.cri.sandbox-namespace": "ns"}, roots)
     assert by_path.images == by_name.images == expected
+    assert by_path.place == by_name.place == "ns"
 
 
 def test_without_a_container_name_the_images_lie_directly_in_the_base(tmp_path: Path) -> None:
     (tmp_path / "root/checkpoint").mkdir(parents=True)
     found = locate.locate({names.CHECKPOINT: str(tmp_path / "root")}, (str(tmp_path / "root"),))
     assert found.images == str(tmp_path / "root/checkpoint")
+    assert found.place == ""
 
 
 def test_a_root_may_be_a_link_but_nothing_below_it(tmp_path: Path) -> None:
