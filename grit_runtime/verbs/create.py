@@ -46,9 +46,12 @@ def run(call: Call) -> int:
 
 def _restore(call: Call, container: str, made: bundle.Bundle, flags: argv.Flags) -> int:
     pid_file = flags.value("pid-file")
+    found = locate.locate(made.annotations, call.config.checkpoint_roots, call.config.trust.owners)
     request = Request(
         bundle=made,
-        images=locate.locate(made.annotations, call.config.checkpoint_roots).images,
+        images=found.images,
+        pin=found.pin,
+        place=found.place,
         work="",
         pid_file=os.path.abspath(pid_file) if pid_file else "",
         flags=("--detach", "--no-subreaper", *flags.without(*_OURS)),

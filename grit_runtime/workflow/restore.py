@@ -55,7 +55,7 @@ def restore(context: Context, request: Request) -> int:
         raise
     transaction = Transaction(workspace, {**context.header("restore"), "images": request.images})
     try:
-        source = open_source(context, transaction, request.images)
+        source = open_source(context, transaction, request.images, request.pin)
         request = replace(request, bundle=facts.follow(devices.at_restore(context, request.bundle)))
         prepared = prepare(context, request, source.found)
         transaction.amend({"stopped": list(prepared.plan.stopped)})
