@@ -13,6 +13,8 @@ from grit_runtime.checkpoint import archive
 from grit_runtime.contents import plain
 from grit_runtime.errors import CheckpointError
 
+# Images that hold the memory or the content of something (criu/image-desc.c).
+LARGE = ("pages-", "ghost-file-", "pipes-data", "fifo-data", "sk-queues", "tcp-stream-", "ipcns-", "iptables-")
 _BLOCK = 1 << 20
 
 
