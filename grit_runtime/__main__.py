@@ -12,7 +12,7 @@ from grit_runtime.oci.log import Log
 from grit_runtime.verbs.call import Call, pass_through
 
 OURS = frozenset({"checkpoint", "restore"})
-FOR_PEOPLE = frozenset({"recover", "config", "export", "inspect", "diff", "install", "uninstall", "plan"})
+FOR_PEOPLE = frozenset({"recover", "config", "export", "inspect", "diff", "install", "uninstall", "plan", "doctor"})
 
 
 class InterruptedCallError(GritError):

@@ -22,7 +22,19 @@ SETTINGS = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-OURS = ("checkpoint", "restore", "recover", "config", "export", "inspect", "diff", "install", "uninstall", "plan")
+OURS = (
+    "checkpoint",
+    "restore",
+    "recover",
+    "config",
+    "export",
+    "inspect",
+    "diff",
+    "install",
+    "uninstall",
+    "plan",
+    "doctor",
+)
 THEIRS = ("create", "start", "state", "kill", "delete", "run", "exec", "list", "ps", "features", "spec", "x")
 CONTAINERS = ("waiting", "traced", "elsewhere", "none", *OURS, "create", "delete")
 VALUES = (

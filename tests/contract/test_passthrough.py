@@ -94,6 +94,7 @@ def test_arguments_reach_the_downstream_as_they_are(contract: Contract, args: tu
         ("export", "a", "b"),
         ("inspect", "--json", "a"),
         ("diff", "a", "b"),
+        ("doctor", "--json"),
         ("plan", "--bundle", "a", "--image-path", "b", "x"),
         ("install", "--engine", "podman"),
         ("uninstall", "--engine", "podman"),
