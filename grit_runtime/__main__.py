@@ -12,7 +12,9 @@ from grit_runtime.oci.log import Log
 from grit_runtime.verbs.call import Call, pass_through
 
 OURS = frozenset({"checkpoint", "restore"})
-FOR_PEOPLE = frozenset({"recover", "config", "export", "inspect", "diff", "install", "uninstall", "plan", "doctor"})
+FOR_PEOPLE = frozenset(
+    {"recover", "config", "export", "inspect", "diff", "install", "uninstall", "plan", "doctor", "checkpoints", "prune"}
+)
 
 
 class InterruptedCallError(GritError):

@@ -23,18 +23,9 @@ SETTINGS = settings(
 )
 
 OURS = (
-    "checkpoint",
-    "restore",
-    "recover",
-    "config",
-    "export",
-    "inspect",
-    "diff",
-    "install",
-    "uninstall",
-    "plan",
-    "doctor",
-)
+    "checkpoint", "restore", "recover", "config", "export", "inspect", "diff", "install", "uninstall", "plan", "doctor",
+    "checkpoints", "prune",
+)  # fmt: skip
 THEIRS = ("create", "start", "state", "kill", "delete", "run", "exec", "list", "ps", "features", "spec", "x")
 CONTAINERS = ("waiting", "traced", "elsewhere", "none", *OURS, "create", "delete")
 VALUES = (

@@ -95,6 +95,8 @@ def test_arguments_reach_the_downstream_as_they_are(contract: Contract, args: tu
         ("inspect", "--json", "a"),
         ("diff", "a", "b"),
         ("doctor", "--json"),
+        ("checkpoints",),
+        ("prune", "--keep", "1"),
         ("plan", "--bundle", "a", "--image-path", "b", "x"),
         ("install", "--engine", "podman"),
         ("uninstall", "--engine", "podman"),
