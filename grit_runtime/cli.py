@@ -9,7 +9,7 @@ import click
 
 from grit_runtime import __version__
 from grit_runtime.checkpoint import export as writing
-from grit_runtime.commands import checkpoints, common, doctor, plan
+from grit_runtime.commands import byhand, checkpoints, common, doctor, plan
 from grit_runtime.commands.common import printed as _print
 from grit_runtime.commands.common import said as _said
 from grit_runtime.config import Config
@@ -218,6 +218,8 @@ def _register(do: Callable[[], register.Outcome]) -> int:
     return _said(say)
 
 
+_commands.add_command(byhand.capture_container)
+_commands.add_command(byhand.restore_into)
 _commands.add_command(checkpoints.checkpoints)
 _commands.add_command(checkpoints.prune_checkpoints)
 _commands.add_command(doctor.command)

@@ -41,15 +41,15 @@ def locate(annotations: dict[str, str], roots: tuple[str, ...]) -> Request:
     container = names.first(annotations, names.CONTAINER_NAME)
     tails = [[names.IMAGES_DIR]]
     if container is not None:
-        name = _component("container name", container)
+        name = component("container name", container)
         tails = [[name, names.IMAGES_DIR], [f"{name}.tar"]]
     if base is not None:
         # The annotation may name an archive itself, which is one container's.
         return Request(images=_below(base, [*tails, []], roots), annotation=f"{names.CHECKPOINT}={base}")
     assert by_name is not None
-    namespace = _component("pod namespace", names.first(annotations, names.POD_NAMESPACE) or "default")
+    namespace = component("pod namespace", names.first(annotations, names.POD_NAMESPACE) or "default")
     annotation = f"{names.RESTORE_NAME}={by_name}"
-    bases = [os.path.join(root, namespace, _component(names.RESTORE_NAME, by_name)) for root in roots]
+    bases = [os.path.join(root, namespace, component(names.RESTORE_NAME, by_name)) for root in roots]
     for place in bases:
         if any(_is_there(os.path.join(place, *tail)) for tail in tails):
             return Request(images=_below(place, tails, roots), annotation=annotation)
@@ -57,7 +57,8 @@ def locate(annotations: dict[str, str], roots: tuple[str, ...]) -> Request:
     raise CheckpointError(f"no such checkpoint: annotation {annotation}: none of {places} is a directory")
 
 
-def _component(what: str, value: str) -> str:
+def component(what: str, value: str) -> str:
+    """A word that is one name of a path. Raises CheckpointError: it isn't."""
     if not value or value in (".", "..") or "/" in value or "\0" in value:
         raise CheckpointError(f"{what} {value!r} cannot be part of a path")
     return value

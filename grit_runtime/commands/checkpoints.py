@@ -88,15 +88,7 @@ def prune_checkpoints(
     def say() -> int:
         if keep is None and older_than is None:
             raise click.UsageError("say what may go: --keep N, or --older-than AGE, or both")
-        roots, state_dir = common.config().checkpoint_roots, common.config().state_dir
-        now = time.time()
-        entries = _wanted(catalogue.find(roots), namespace, pod)
-        before = None if older_than is None else now - older_than
-        chosen = prune.chosen(entries, keep=keep, before=before, incomplete=incomplete, now=now)
-        if not dry_run:
-            prune.sweep(roots)
-        gone = [entry for entry in chosen if dry_run or prune.remove(entry, lambda: prune.in_use(state_dir))]
-        used = [entry for entry in chosen if entry not in gone]
+        gone, used = _prune(keep, older_than, (namespace, pod), incomplete=incomplete, dry_run=dry_run)
         if as_json:
             removed, kept = [document(entry) for entry in gone], [document(entry) for entry in used]
             common.printed_json({"dry_run": dry_run, "removed": removed, "in_use": kept})
@@ -105,6 +97,21 @@ def prune_checkpoints(
         return 0
 
     return common.said(say)
+
+
+def _prune(
+    keep: int | None, older_than: int | None, of: tuple[str, str], *, incomplete: bool, dry_run: bool
+) -> tuple[list[Entry], list[Entry]]:
+    """What is gone, or would be, and what is in use."""
+    roots, state_dir, now = common.config().checkpoint_roots, common.config().state_dir, time.time()
+    before = None if older_than is None else now - older_than
+    with prune.locked(() if dry_run else roots):
+        if not dry_run:
+            prune.sweep(roots)
+        entries = _wanted(catalogue.find(roots), *of)
+        chosen = prune.chosen(entries, keep=keep, before=before, incomplete=incomplete, now=now)
+        gone = [entry for entry in chosen if dry_run or prune.remove(entry, lambda: prune.in_use(state_dir))]
+    return gone, [entry for entry in chosen if entry not in gone]
 
 
 def _wanted(entries: list[Entry], namespace: str, pod: str) -> list[Entry]:

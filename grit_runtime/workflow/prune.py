@@ -4,15 +4,17 @@ A restore writes down what it reads before it reads it, and a capture what it wr
 is first given another name, under which nobody finds it; if somebody was quicker, it gets its own back.
 """
 
+import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from grit_runtime import names
 from grit_runtime.checkpoint import catalogue
 from grit_runtime.checkpoint.catalogue import INCOMPLETE, Entry
-from grit_runtime.errors import CheckpointError, GritError
+from grit_runtime.errors import BusyError, CheckpointError, GritError
 from grit_runtime.host.transaction import read_journal
 from grit_runtime.workflow import recover
 
@@ -106,6 +108,28 @@ def _remove(entry: Entry, users: Callable[[], list[str]]) -> bool:
         for fd in folders:
             os.close(fd)
     return True
+
+
+@contextmanager
+def locked(roots: tuple[str, ...]) -> Iterator[None]:
+    """Keep other calls of ours from removing checkpoints meanwhile: what one has given another name, and may give back,
+    the other would take for what a killed one left.
+
+    Raises:
+        BusyError: another one is at it.
+    """
+    held: list[int] = []
+    try:
+        for root in sorted({os.path.realpath(root) for root in roots if os.path.isdir(root)}):
+            held.append(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            try:
+                fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BusyError(f"another grit-runtime removes checkpoints from {root}") from None
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
 
 
 def sweep(roots: tuple[str, ...]) -> None:

@@ -96,6 +96,8 @@ def test_arguments_reach_the_downstream_as_they_are(contract: Contract, args: tu
         ("diff", "a", "b"),
         ("doctor", "--json"),
         ("checkpoints",),
+        ("capture", "--name", "n", "x"),
+        ("restore-into", "--name", "n", "b"),
         ("prune", "--keep", "1"),
         ("plan", "--bundle", "a", "--image-path", "b", "x"),
         ("install", "--engine", "podman"),

@@ -8,7 +8,7 @@ import pytest
 
 from grit_runtime.checkpoint import catalogue
 from grit_runtime.checkpoint.catalogue import COMPLETE, INCOMPLETE, UNSAID, Entry
-from grit_runtime.errors import CheckpointError
+from grit_runtime.errors import BusyError, CheckpointError
 from grit_runtime.host.workspace import path_of
 from grit_runtime.workflow import prune
 
@@ -131,6 +131,14 @@ def test_one_that_is_used_stays(tmp_path: Path, when: str) -> None:
     assert answers == []
     assert (images / "grit.json").exists()
     assert catalogue.find((str(tmp_path),)) == [entry]
+
+
+def test_two_do_not_remove_at_once(tmp_path: Path) -> None:
+    roots = (str(tmp_path), str(tmp_path / "none"))
+    with prune.locked(roots), pytest.raises(BusyError, match="another grit-runtime"), prune.locked(roots):
+        pass
+    with prune.locked(roots):
+        pass
 
 
 def test_links_within_go_and_what_they_lead_to_stays(tmp_path: Path) -> None:
