@@ -7,15 +7,10 @@ from contextlib import contextmanager
 
 import click
 
-from grit_runtime import downstream
-from grit_runtime.commands import common, progress
-from grit_runtime.host import proc
+from grit_runtime.commands import common
 from grit_runtime.inspection import words
 from grit_runtime.oci import argv, bundle
-from grit_runtime.verbs import restore as verb
-from grit_runtime.workflow import byhand, capture, restore
-from grit_runtime.workflow.context import Context
-from grit_runtime.workflow.foresee import Notes
+from grit_runtime.oci.log import Notes
 
 
 @click.command("capture")
@@ -38,6 +33,10 @@ def capture_container(container: str, name: str, stop: bool, replace: bool, as_j
     """
 
     def say() -> int:
+        from grit_runtime.commands import progress
+        from grit_runtime.host import proc
+        from grit_runtime.workflow import byhand, capture
+
         notes = Notes()
         context = byhand.find_container(common.config(), common.invocation(), container, notes)
         asked = byhand.plan_capture(context, name, stop=stop, replace=replace)
@@ -81,6 +80,11 @@ def restore_into(folder: str, container: str, name: str, namespace: str, contain
     """
 
     def say() -> int:
+        from grit_runtime import downstream
+        from grit_runtime.verbs import restore as verb
+        from grit_runtime.workflow import byhand, restore
+        from grit_runtime.workflow.context import Context
+
         notes, place = Notes(), common.absolute(folder)
         made = bundle.load(place)
         images = byhand.images_of(common.config(), made, name, namespace=namespace, container=container_name)

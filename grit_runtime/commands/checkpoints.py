@@ -2,14 +2,15 @@
 
 import re
 import time
+from dataclasses import dataclass, field
 
 import click
 
 from grit_runtime.checkpoint import catalogue
 from grit_runtime.checkpoint.catalogue import Entry
 from grit_runtime.commands import common
+from grit_runtime.errors import GritError
 from grit_runtime.inspection import words
-from grit_runtime.workflow import prune
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _HEADER = ("NAMESPACE", "NAME", "CONTAINER", "POD", "MADE", "SIZE", "STATE")
@@ -88,30 +89,64 @@ def prune_checkpoints(
     def say() -> int:
         if keep is None and older_than is None:
             raise click.UsageError("say what may go: --keep N, or --older-than AGE, or both")
-        gone, used = _prune(keep, older_than, (namespace, pod), incomplete=incomplete, dry_run=dry_run)
+        done = _prune(keep, older_than, (namespace, pod), incomplete=incomplete, dry_run=dry_run)
         if as_json:
-            removed, kept = [document(entry) for entry in gone], [document(entry) for entry in used]
-            common.printed_json({"dry_run": dry_run, "removed": removed, "in_use": kept})
+            common.printed_json(done.document())
         else:
-            common.printed(_pruned(gone, used, dry_run=dry_run))
-        return 0
+            common.printed(done.render())
+        for _, why in done.failed:
+            click.echo(words.shown(f"grit-runtime: {why}", 2000), err=True)
+        return 1 if done.failed else 0
 
     return common.said(say)
 
 
-def _prune(
-    keep: int | None, older_than: int | None, of: tuple[str, str], *, incomplete: bool, dry_run: bool
-) -> tuple[list[Entry], list[Entry]]:
-    """What is gone, or would be, and what is in use."""
+@dataclass(slots=True, kw_only=True)
+class Pruned:
+    """What became of those that were to go."""
+
+    dry_run: bool
+    gone: list[Entry] = field(default_factory=list)
+    used: list[Entry] = field(default_factory=list)
+    failed: list[tuple[Entry, str]] = field(default_factory=list)
+
+    def document(self) -> dict[str, object]:
+        """As JSON."""
+        return {
+            "dry_run": self.dry_run,
+            "removed": [document(entry) for entry in self.gone],
+            "in_use": [document(entry) for entry in self.used],
+            "failed": [{**document(entry), "error": why} for entry, why in self.failed],
+        }
+
+    def render(self) -> str:
+        """As text."""
+        did = "would remove" if self.dry_run else "removed"
+        lines = [f"{did} {words.shown(entry.path)} ({words.size(entry.bytes)})" for entry in self.gone]
+        lines += [f"left {words.shown(entry.path)}: it is in use" for entry in self.used]
+        total = words.size(sum(entry.bytes for entry in self.gone))
+        lines.append(f"{did} {words.count(len(self.gone), 'checkpoint')}, {total}")
+        return "".join(f"{line}\n" for line in lines)
+
+
+def _prune(keep: int | None, older_than: int | None, of: tuple[str, str], *, incomplete: bool, dry_run: bool) -> Pruned:
+    from grit_runtime.workflow import prune
+
     roots, state_dir, now = common.config().checkpoint_roots, common.config().state_dir, time.time()
     before = None if older_than is None else now - older_than
+    done = Pruned(dry_run=dry_run)
     with prune.locked(() if dry_run else roots):
         if not dry_run:
             prune.sweep(roots)
         entries = _wanted(catalogue.find(roots), *of)
-        chosen = prune.chosen(entries, keep=keep, before=before, incomplete=incomplete, now=now)
-        gone = [entry for entry in chosen if dry_run or prune.remove(entry, lambda: prune.in_use(state_dir))]
-    return gone, [entry for entry in chosen if entry not in gone]
+        for entry in prune.chosen(entries, keep=keep, before=before, incomplete=incomplete, now=now):
+            try:
+                gone = dry_run or prune.remove(entry, lambda: prune.in_use(state_dir))
+            except GritError as err:
+                done.failed.append((entry, str(err)))
+            else:
+                (done.gone if gone else done.used).append(entry)
+    return done
 
 
 def _wanted(entries: list[Entry], namespace: str, pod: str) -> list[Entry]:
@@ -144,14 +179,6 @@ def render(entries: list[Entry]) -> str:
 def _row(entry: Entry) -> tuple[str, ...]:
     cells = (entry.namespace, entry.name, entry.container or "-", entry.pod or "-", _moment(entry.made))
     return (*(words.shown(cell, 80) for cell in cells), words.size(entry.bytes), entry.state)
-
-
-def _pruned(gone: list[Entry], used: list[Entry], *, dry_run: bool) -> str:
-    did = "would remove" if dry_run else "removed"
-    lines = [f"{did} {words.shown(entry.path)} ({words.size(entry.bytes)})" for entry in gone]
-    lines += [f"left {words.shown(entry.path)}: it is in use" for entry in used]
-    lines.append(f"{did} {words.count(len(gone), 'checkpoint')}, {words.size(sum(entry.bytes for entry in gone))}")
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _moment(seconds: float) -> str:

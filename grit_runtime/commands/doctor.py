@@ -6,8 +6,6 @@ import time
 import click
 
 from grit_runtime.commands import common
-from grit_runtime.doctor import look, output, table
-from grit_runtime.doctor.model import State
 from grit_runtime.engines import ENGINES
 from grit_runtime.errors import GritError
 from grit_runtime.host import files
@@ -50,6 +48,9 @@ def command(
     """
 
     def say() -> int:
+        from grit_runtime.doctor import look, output, table
+        from grit_runtime.doctor.model import State
+
         if node and engines:
             raise click.UsageError("--node looks at no engine: leave out --engine")
         facts = look.gather(

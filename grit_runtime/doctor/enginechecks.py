@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from grit_runtime.doctor.facts import Engine, Facts
-from grit_runtime.doctor.model import Verdict, fail, ok, skip, warn
+from grit_runtime.doctor.model import Check, Verdict, fail, ok, skip, warn
 
 _RESTART = {
     "containerd": "systemctl restart containerd",
@@ -19,6 +19,18 @@ class EngineCheck:
 
     id: str
     judge: Callable[[Facts, Engine], Verdict]
+
+
+def engine_found(facts: Facts) -> Verdict:
+    """Whether there is any engine."""
+    if not facts.engines_wanted:
+        return skip("not looked for")
+    if not facts.engines:
+        return warn("no container engine runs here", "start one, or name it with --engine")
+    return ok(", ".join(engine.name for engine in facts.engines))
+
+
+CHECKS = (Check(id="engine.found", judge=engine_found),)
 
 
 def engine_running(_: Facts, engine: Engine) -> Verdict:

@@ -125,6 +125,8 @@ class Facts:
     """Verbs that the downstream doesn't know."""
     criu: Criu
     engines: tuple[Engine, ...] = ()
+    engines_wanted: bool = True
+    """Whether engines were looked for at all."""
     folders: tuple[Folder, ...] = ()
     memory: int = 0
     """The node's, in bytes."""

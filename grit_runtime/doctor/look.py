@@ -1,6 +1,5 @@
 """Gathering all facts of a node. What is written is one file without a name in each checkpoint root, for its speed."""
 
-import fcntl
 import os
 import stat
 import time
@@ -14,7 +13,7 @@ from grit_runtime.cuda.states import CudaError
 from grit_runtime.doctor import lookengines, lookprograms
 from grit_runtime.doctor.facts import Facts, Folder, Gpus, Leftovers
 from grit_runtime.errors import GritError
-from grit_runtime.host import files, mounts, run
+from grit_runtime.host import files, mounts, run, workspace
 from grit_runtime.host.transaction import read_journal
 from grit_runtime.toolkit import RUNTIME
 from grit_runtime.workflow import recover
@@ -46,6 +45,7 @@ def gather(config: Config, *, engines: tuple[str, ...] | None, runtime_name: str
         lacks=lacks,
         criu=lookprograms.criu(config, env),
         engines=found,
+        engines_wanted=engines is not None,
         folders=(*roots, _folder(config.archive.unpack_dir, "unpacked archives", False)),
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         state_fs=_file_system(config.state_dir),
@@ -122,24 +122,9 @@ def _leftovers(config: Config) -> Leftovers:
         except (GritError, OSError) as err:
             damaged.append(str(err))
             continue
-        if record is not None and record.phase != recover.CREATED and not _is_locked(path):
+        if record is not None and record.phase != recover.CREATED and not workspace.is_held(path):
             journals.append(container)
     return Leftovers(journals=tuple(journals), damaged=tuple(damaged), unpacked=tuple(_unpacked(config)))
-
-
-def _is_locked(path: str) -> bool:
-    """Whether a call works on this workspace."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _unpacked(config: Config) -> list[str]:

@@ -10,6 +10,7 @@ IDS = tuple(
     check.id
     for check in (
         *nodechecks.CHECKS,
+        *enginechecks.CHECKS,
         *enginechecks.ENGINE_CHECKS,
         *storagechecks.CHECKS,
         *storagechecks.FOLDER_CHECKS,
@@ -24,7 +25,7 @@ def judge(facts: Facts) -> list[Judged]:
 
 
 def _judge(facts: Facts) -> Iterator[Judged]:
-    for check in nodechecks.CHECKS:
+    for check in (*nodechecks.CHECKS, *enginechecks.CHECKS):
         yield Judged(id=check.id, about="", verdict=check.judge(facts))
     for engine in facts.engines:
         for of_engine in enginechecks.ENGINE_CHECKS:

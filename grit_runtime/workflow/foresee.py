@@ -14,29 +14,17 @@ from grit_runtime import names
 from grit_runtime.checkpoint.kinds import Found
 from grit_runtime.contents import podlog, shm
 from grit_runtime.errors import GritError
-from grit_runtime.host import files
+from grit_runtime.host import files, workspace
 from grit_runtime.host.effects import MakeMountpoint
 from grit_runtime.host.links import SharedLink
 from grit_runtime.host.transaction import read_journal
 from grit_runtime.oci.bundle import Bundle
-from grit_runtime.oci.log import Log
 from grit_runtime.workflow import hollow, intended, prepare, recover
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.effects import restored_container
 from grit_runtime.workflow.prepare import Prepared, Request, Survey
 
 _T = TypeVar("_T")
-
-
-class Notes(Log):
-    """A log that is kept for whoever asked."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.lines: list[tuple[str, str]] = []
-
-    def line(self, level: str, message: str) -> None:
-        self.lines.append((level, message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +69,8 @@ class Foreseen:
             return do()
         except GritError as err:
             self.problems.append(str(err))
-        except OSError as err:  # as `restore` says it
-            self.problems.append(f"{err.filename}: {err.strerror}")
+        except OSError as err:
+            self.problems.append(f"{err.filename}: {err.strerror}" if err.filename else str(err.strerror or err))
         return None
 
 
@@ -145,6 +133,8 @@ def _look_at_id(seen: Foreseen) -> None:
     waits = record is not None and record.phase == recover.CREATED
     if waits or context.downstream.has(context.container):
         seen.problems.append(str(intended.taken(context.container)))
+    elif workspace.is_held(context.workspace_path):
+        seen.problems.append(f"container {context.container} is busy: another grit-runtime works on it")
     elif record is not None:
         operation = record.header.get("operation")
         seen.first = f"what a killed {operation} of container {context.container} left is put right"

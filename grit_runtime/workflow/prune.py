@@ -134,7 +134,7 @@ def locked(roots: tuple[str, ...]) -> Iterator[None]:
 
 def sweep(roots: tuple[str, ...]) -> None:
     """Remove what a killed call had given another name. Raises CheckpointError: it can't be removed."""
-    for root in roots:
+    for root in map(os.path.realpath, roots):
         for namespace, in_root in catalogue.directories(root, None):
             for name, in_namespace in catalogue.directories(namespace, in_root):
                 with catalogue.opened(name, in_namespace) as folder:

@@ -1,5 +1,6 @@
 """What `plan` says is what `restore` and `create` do, and it changes nothing: real runc, real CRIU."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from grit_runtime.host.workspace import path_of
 from tests.integration.machine import Bundle, Machine, Ran, tree
 from tests.integration.test_inspect import sparse
 from tests.integration.test_kinds import DUMPS, archive, by_runc, tar
@@ -234,6 +236,24 @@ def test_what_ends_a_restore_ends_the_plan(machine: Machine, wrong: str) -> None
     if (machine.path / "away").exists():
         (machine.path / "away").rename(new.path / "config.json")
     shutil.rmtree(taken)
+
+
+def test_what_lies_in_the_state_directory_is_said(machine: Machine) -> None:
+    machine.start("old", machine.bundle("old"))
+    new, taken = machine.bundle("new"), checkpoint(machine)
+    workspace = Path(path_of(str(machine.state), str(machine.root), "new"))
+    workspace.mkdir(parents=True, mode=0o700)
+    journal, header = workspace / "journal", {"header": {"operation": "restore", "container": "new"}}
+    journal.write_text(json.dumps(header) + "\n")
+    args = ("--bundle", str(new.path), "--image-path", str(taken))
+    assert _plan(machine, *args)["steps"][0] == "what a killed restore of container new left is put right"
+    held = os.open(workspace, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert _plan(machine, *args, code=1)["problems"] == ["container new is busy: another grit-runtime works on it"]
+    os.close(held)
+    journal.write_text(json.dumps(header) + "\n" + json.dumps({"phase": "created"}) + "\n")
+    assert "container with given ID already exists" in _plan(machine, *args, code=1)["problems"][0]
+    shutil.rmtree(machine.state)
 
 
 @pytest.mark.parametrize("packed", [False, True])

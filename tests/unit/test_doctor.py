@@ -118,6 +118,8 @@ CASES: list[tuple[str, dict[str, Any], State, str]] = [
     ("criu.plugins", {"criu__plugins": ("/usr/lib/criu/amdgpu_plugin.so",)}, State.OK, "amdgpu_plugin"),
     ("criu.plugins", {"config": Config(cuda=Cuda(mode="criu-plugin"))}, State.FAIL, "no cuda_plugin.so"),
     ("criu.defaults", {"criu__defaults": ("tcp-close",)}, State.WARN, "tcp-close"),
+    ("engine.found", {"engines": ()}, State.WARN, "--engine"),
+    ("engine.found", {"engines": (), "engines_wanted": False}, State.SKIP, "not looked for"),
     ("engine.running", {"engines__pid": None}, State.WARN, "no process"),
     ("engine.running", {"engines__name": "podman"}, State.SKIP, "no process of its own"),
     ("engine.registered", {"engines__registered": False}, State.FAIL, "grit-runtime install --engine containerd"),

@@ -10,8 +10,9 @@ from grit_runtime.criu.images import ImageMount, ImageProcess, Images
 from grit_runtime.downstream import Downstream
 from grit_runtime.oci import argv
 from grit_runtime.oci.bundle import Bundle
+from grit_runtime.oci.log import Notes
 from grit_runtime.workflow.context import Context
-from grit_runtime.workflow.foresee import Content, Foreseen, Notes
+from grit_runtime.workflow.foresee import Content, Foreseen
 from grit_runtime.workflow.mounts import Action, MountStep
 from grit_runtime.workflow.plan import Plan
 from grit_runtime.workflow.prepare import Request, Survey
