@@ -5,7 +5,7 @@ import sys
 from types import FrameType
 
 from grit_runtime import config as configuration
-from grit_runtime.errors import ConfigError, GritError, UsageError
+from grit_runtime.errors import ConfigError, GritError, InterruptedCallError, UsageError
 from grit_runtime.oci import argv as words
 from grit_runtime.oci.argv import Invocation
 from grit_runtime.oci.log import Log
@@ -16,11 +16,7 @@ FOR_PEOPLE = frozenset({
     "recover", "config", "export", "inspect", "diff", "install", "uninstall", "plan", "doctor", "checkpoints", "prune",
     "capture", "restore-into", "completion",
 })  # fmt: skip
-UNDOING = frozenset({"capture", "restore-into"})  # which undo what was begun when they are interrupted
-
-
-class InterruptedCallError(GritError):
-    """A signal asked us to end: what was begun is undone on the way out."""
+UNDOING = frozenset({"capture", "restore-into", "plan"})  # which undo what was begun when they are interrupted
 
 
 def main(arguments: list[str]) -> int:

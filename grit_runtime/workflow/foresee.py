@@ -13,7 +13,7 @@ from typing import TypeVar
 from grit_runtime import names
 from grit_runtime.checkpoint.kinds import Found
 from grit_runtime.contents import podlog, shm
-from grit_runtime.errors import GritError
+from grit_runtime.errors import GritError, InterruptedCallError
 from grit_runtime.host import files, workspace
 from grit_runtime.host.effects import MakeMountpoint
 from grit_runtime.host.links import SharedLink
@@ -67,6 +67,8 @@ class Foreseen:
         """Do one step; that it fails is a problem."""
         try:
             return do()
+        except InterruptedCallError:
+            raise
         except GritError as err:
             self.problems.append(str(err))
         except OSError as err:

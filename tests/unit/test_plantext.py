@@ -1,18 +1,24 @@
 """What is said of a restore that was looked at."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from grit_runtime.checkpoint.kinds import Found, Kind
 from grit_runtime.commands import plantext
-from grit_runtime.config import Config
+from grit_runtime.config import Archive, Config
 from grit_runtime.criu.images import ImageMount, ImageProcess, Images
 from grit_runtime.downstream import Downstream
+from grit_runtime.errors import InterruptedCallError
 from grit_runtime.oci import argv
 from grit_runtime.oci.bundle import Bundle
 from grit_runtime.oci.log import Notes
+from grit_runtime.workflow import hollow
 from grit_runtime.workflow.context import Context
-from grit_runtime.workflow.foresee import Content, Foreseen
+from grit_runtime.workflow.foresee import Content, Foreseen, foresee
 from grit_runtime.workflow.mounts import Action, MountStep
 from grit_runtime.workflow.plan import Plan
 from grit_runtime.workflow.prepare import Request, Survey
@@ -94,6 +100,19 @@ def test_the_steps_are_those_of_a_create() -> None:
     document = plantext.document(seen)
     assert (document["works"], document["on_failure"], document["memory"]) == (True, "cold-start", None)
     json.dumps(document)
+
+
+def test_a_signal_ends_the_looking_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: str, __: Archive, scratch: str) -> Found:
+        os.mkdir(scratch)
+        raise InterruptedCallError("interrupted by SIGTERM")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(hollow, "find", interrupted)
+    seen = _seen()
+    with pytest.raises(InterruptedCallError):
+        foresee(seen.context, seen.request)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_that_cannot_be_read_has_no_steps() -> None:
