@@ -106,9 +106,9 @@ def metrics(judged: list[Judged], now: float) -> str:
             for item in judged
             for state in State
         ),
-        "# HELP grit_runtime_doctor_seconds When the checks were made.",
-        "# TYPE grit_runtime_doctor_seconds gauge",
-        f"grit_runtime_doctor_seconds {now:.0f}",
+        "# HELP grit_runtime_doctor_timestamp_seconds When the checks were made.",
+        "# TYPE grit_runtime_doctor_timestamp_seconds gauge",
+        f"grit_runtime_doctor_timestamp_seconds {now:.0f}",
     ]
     return "\n".join(lines) + "\n"
 
