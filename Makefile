@@ -10,7 +10,7 @@ VENV := build/venv
 BUILT := $(CURDIR)/build/prefix
 SOURCES := $(shell find grit_runtime -name '*.py' -o -name '*.json' -o -name py.typed) launcher/boot.py launcher/grit-runtime.c $(wildcard hooks/* hooks/hooks.d/*) setup.cfg pyproject.toml
 
-.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench clean
+.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,11 @@ bench: deps build ## what we cost, side by side with runc in one run; figures an
 	$(VENV)/bin/python -m tests.bench.memory --runtime $(BUILT)/bin/grit-runtime
 	$(VENV)/bin/python -m tests.bench.growth --runtime $(BUILT)/bin/grit-runtime
 	$(VENV)/bin/python -m tests.bench.report build/bench/memory.json build/bench/growth.json --svg build/bench/benchmarks.svg
+
+# Each is what `make test` does once, LOAD times: 12 restores at once, 4 cycles, a few hundred hostile inputs for a parser.
+LOAD ?= 10
+soak: deps build ## load, cycles and hostile input, LOAD (10) times as much as make test does
+	GRIT_TEST_LOAD=$(LOAD) $(VENV)/bin/pytest --timeout 3600 tests/integration/test_load.py tests/unit/test_hostile_input.py
 
 clean: ## remove build/
 	rm -rf build

@@ -7,14 +7,14 @@ from dataclasses import asdict
 
 import click
 
-from grit_runtime import __version__
+from grit_runtime import __version__, names
 from grit_runtime.checkpoint import export as writing
 from grit_runtime.commands import byhand, checkpoints, common, completion, doctor, plan
 from grit_runtime.commands.common import printed as _print
 from grit_runtime.commands.common import said as _said
 from grit_runtime.config import Config
 from grit_runtime.engines import ENGINES
-from grit_runtime.errors import GritError
+from grit_runtime.errors import CheckpointError, GritError, UsageError
 from grit_runtime.host import pool
 from grit_runtime.host.workspace import remove_if_empty
 from grit_runtime.inspection import difference, gather, text, words
@@ -90,6 +90,39 @@ def export(checkpoint: str, file: str) -> int:
 
     def write() -> int:
         writing.export(os.path.abspath(checkpoint), os.path.abspath(file))
+        return 0
+
+    return _said(write)
+
+
+@_commands.command()
+@click.argument("checkpoint", type=click.Path(exists=True))
+@click.option("--key", default="", metavar="FILE", help="The private key; `trust.signing-key` unless given.")
+@click.pass_obj
+def sign(config: Config, checkpoint: str, key: str) -> int:
+    """Sign a checkpoint with an Ed25519 key, so that nodes with `trust.require-signature` restore it.
+
+    CHECKPOINT is the directory with grit.json, whose signature is put into it (grit.sig), or an archive, whose
+    signature is put beside it (FILE.sig). Everything is read.
+
+    \b
+    openssl genpkey -algorithm ed25519 -out key.pem && chmod 600 key.pem
+    openssl pkey -in key.pem -pubout -out key.pub.pem      # for `trust.keys`
+    grit-runtime sign --key key.pem /var/lib/grit-runtime/checkpoints/default/counter-1/counter/checkpoint
+    """
+
+    def write() -> int:
+        from grit_runtime.checkpoint import signature
+
+        file, workers = key or config.trust.signing_key, pool.workers(config.memory.workers)
+        if not file:
+            raise UsageError("no key to sign with", hint="--key, or `trust.signing-key`")
+        if not os.path.isdir(checkpoint):
+            signature.sign_file(os.path.abspath(checkpoint), file, workers)
+        elif not os.path.isfile(os.path.join(checkpoint, names.MANIFEST)):
+            raise CheckpointError(f"{checkpoint} holds no {names.MANIFEST}", hint="name the directory with the images")
+        else:
+            signature.sign_directory(os.path.abspath(checkpoint), file, workers)
         return 0
 
     return _said(write)

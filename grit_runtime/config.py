@@ -26,7 +26,7 @@ DUMP_OPTIONS: dict[str, Option] = {
 RESTORE_OPTIONS: dict[str, Option] = {"timeout": 30, "ghost-limit": "512M", "file-locks": True}
 
 
-_SECTIONS = frozenset({"criu", "cuda", "memory", "timeouts", "mounts", "contents", "archive"})
+_SECTIONS = frozenset({"criu", "cuda", "memory", "timeouts", "mounts", "contents", "archive", "trust"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +111,27 @@ class Memory:
     workers: int = 0
 
 
+# What NVIDIA's legacy hook binds from the host (libnvidia-container, src/nvc_mount.c): files read-only.
+HOST_MOUNTS = (
+    "/usr:ro", "/lib:ro", "/lib64:ro", "/run/nvidia/driver:ro", "/run/nvidia-persistenced/socket",
+    "/run/nvidia-fabricmanager/socket", "/dev/nvidia*", "/proc/driver/nvidia:ro",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Whose checkpoints are restored, where, and what they may bring; see config.schema.json."""
+
+    owners: tuple[int, ...] = (0,)
+    namespaces: dict[str, list[str]] = field(default_factory=dict)
+    privileges: str = names.REFUSE
+    host_mounts: tuple[str, ...] = HOST_MOUNTS
+    criu_config: str = names.REFUSE
+    require_signature: bool = False
+    keys: tuple[str, ...] = ()
+    signing_key: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What config.schema.json describes, with its defaults."""
@@ -132,6 +153,7 @@ class Config:
     archive: Archive = field(default_factory=Archive)
     cuda: Cuda = field(default_factory=Cuda)
     memory: Memory = field(default_factory=Memory)
+    trust: Trust = field(default_factory=Trust)
     criu_dump: dict[str, Option] = field(default_factory=lambda: dict(DUMP_OPTIONS))
     criu_restore: dict[str, Option] = field(default_factory=lambda: dict(RESTORE_OPTIONS))
 
@@ -173,6 +195,7 @@ def parse(text: bytes, file: str) -> Config:
         archive=Archive(**_python(data.get("archive", {}))),
         cuda=Cuda(**_python(data.get("cuda", {}))),
         memory=Memory(**data.get("memory", {})),
+        trust=Trust(**_python(data.get("trust", {}))),
         criu_dump={**DUMP_OPTIONS, "tcp-established": data.get("tcp") != names.TCP_REFUSE, **criu.get("dump", {})},
         criu_restore={**RESTORE_OPTIONS, **criu.get("restore", {})},
     )

@@ -26,6 +26,9 @@ SANDBOX = "sandbox"
 CONFIG_JSON = "config.json"
 IMAGES_DIR = "checkpoint"
 MANIFEST = "grit.json"
+SIGNATURE = "grit.sig"
+SIGNATURE_SUFFIX = ".sig"  # of an archive's signature, beside it
+ARCHIVE = "archive"  # what an archive is called in its signature, which outlives its name
 PARTIAL = ".grit-partial"
 DESCRIPTORS = "descriptors.json"  # runc: what stdin, stdout and stderr were
 NO_PLUGINS = "no-plugins"  # an empty directory for CRIU's `libdir`
@@ -96,6 +99,11 @@ DEVICE_MAP = "grit.dev/device-map"
 ON_RESTORE_FAILURE = "grit.dev/on-restore-failure"
 FAIL = "fail"
 COLD_START = "cold-start"
+
+# The configuration's words for what is not trusted.
+REFUSE = "refuse"
+WARN = "warn"
+ALLOW = "allow"
 
 PUBLISHING = "publishing"  # the phase of a journal from which recovery goes forward
 SHM = "/dev/shm"

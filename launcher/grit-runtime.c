@@ -433,7 +433,7 @@ static int run_downstream(int argc, char **argv)
 int main(int argc, char **argv)
 {
 	static const char *const ours[] = {
-		"checkpoint", "restore", "recover", "config", "export", "install", "uninstall",
+		"checkpoint", "restore", "recover", "config", "export", "sign", "install", "uninstall",
 		"plan", "doctor", "checkpoints", "prune", "capture", "restore-into", NULL
 	};
 	/* Whoever may read a checkpoint may have it shown. */

@@ -29,17 +29,18 @@ _BLOCK = 1 << 20
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
-def unpack(path: str, target: str, *, max_bytes: int, max_entries: int) -> None:
+def unpack(path: str, target: str, *, max_bytes: int, max_entries: int, held: bool = False) -> None:
     """Unpack the archive at `path` into the empty directory `target`.
 
     Args:
+        held: `path` is a descriptor's, which is a link.
         max_bytes: the most that all its files together may have.
         max_entries: how many entries it may have.
 
     Raises:
         CheckpointError: it can't be read, is no checkpoint, holds what it may not, or there is no room for it.
     """
-    with _opened(path, target, max_bytes) as stream:
+    with _opened(path, target, max_bytes, held) as stream:
         wanted = _check(path, stream, max_bytes, max_entries)
         require_room(path, sum(wanted.values()), target)
         try:
@@ -49,8 +50,8 @@ def unpack(path: str, target: str, *, max_bytes: int, max_entries: int) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: str, scratch: str, limit: int) -> Iterator[IO[bytes]]:
-    with open_file(path) as stream:
+def _opened(path: str, scratch: str, limit: int, held: bool) -> Iterator[IO[bytes]]:
+    with open_file(path, held=held) as stream:
         if stream.read(4) != ZSTD:
             yield stream
             return
@@ -60,10 +61,14 @@ def _opened(path: str, scratch: str, limit: int) -> Iterator[IO[bytes]]:
             yield decompressed
 
 
-def open_file(path: str) -> IO[bytes]:
-    """Open an archive, whatever it is. Raises CheckpointError: it can't be read, or is no file."""
+def open_file(path: str, *, held: bool = False) -> IO[bytes]:
+    """Open an archive, whatever it is. Raises CheckpointError: it can't be read, or is no file.
+
+    Args:
+        held: `path` is a descriptor's, which is a link.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | (0 if held else os.O_NOFOLLOW) | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as err:
         raise CheckpointError(f"cannot read the archive {path}: {err.strerror}") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -41,10 +41,15 @@ class Found:
     """Whether something says that it was written to its end."""
     container: str = ""
     """The container's name in its pod, where the checkpoint says so."""
+    namespace: str = ""
+    """Its pod's, where what isn't a manifest of ours says so."""
 
 
-def find(path: str) -> Found:
+def find(path: str, shown: str = "") -> Found:
     """Look at the directory `path`: images, or what holds a directory `checkpoint` with images.
+
+    Args:
+        shown: what people know it by, if `path` is a descriptor's.
 
     Raises:
         CheckpointError: it is neither.
@@ -52,46 +57,50 @@ def find(path: str) -> Found:
     if os.path.exists(os.path.join(path, _INVENTORY)) or os.path.lexists(os.path.join(path, names.PARTIAL)):
         if os.path.exists(os.path.join(path, names.MANIFEST)):
             return Found(kind=Kind.OWN, images=path, own=True, complete=True)  # the manifest lists its parts
-        above = os.path.dirname(path)
-        if os.path.basename(path) == names.IMAGES_DIR and os.path.exists(os.path.join(above, names.ROOTFS_DIFF)):
-            return _beside(above, Kind.FOLDER)
+        above = os.path.join(path, os.pardir) if shown else os.path.dirname(path)
+        name = os.path.basename(shown or path)
+        if name == names.IMAGES_DIR and os.path.exists(os.path.join(above, names.ROOTFS_DIFF)):
+            return _beside(above, path, Kind.FOLDER)
         return Found(kind=Kind.RUNC, images=path)
-    if os.path.exists(os.path.join(path, names.IMAGES_DIR, _INVENTORY)):
-        return _beside(path, Kind.FOLDER)
+    images = os.path.join(path, names.IMAGES_DIR)
+    if os.path.exists(os.path.join(images, _INVENTORY)):
+        return _beside(path, images, Kind.FOLDER)
     raise CheckpointError(f"{path} holds no CRIU images: {_INVENTORY} is missing")
 
 
 def unpacked(path: str) -> Found:
     """The parts of an archive that was unpacked into the directory `path`."""
-    return _beside(path, Kind.ARCHIVE)
+    return _beside(path, os.path.join(path, names.IMAGES_DIR), Kind.ARCHIVE)
 
 
-def _beside(base: str, kind: Kind) -> Found:
+def _beside(base: str, images: str, kind: Kind) -> Found:
     def part(name: str) -> str:
         file = os.path.join(base, name)
         return file if os.path.isfile(file) and not os.path.islink(file) else ""
 
     described = bool(part(names.CONFIG_DUMP) and part(names.SPEC_DUMP))
-    arrived = os.path.exists(os.path.join(os.path.dirname(base), _GRIT_SENTINEL))
+    arrived = os.path.exists(os.path.join(base, os.pardir, _GRIT_SENTINEL))
+    annotations = _annotations(part(names.SPEC_DUMP))
     return Found(
         kind=kind,
-        images=os.path.join(base, names.IMAGES_DIR),
+        images=images,
         rootfs_diff=part(names.ROOTFS_DIFF),
         deleted_files=part(names.DELETED_FILES),
         devshm=part(names.DEV_SHM),
         log=part(names.CONTAINER_LOG),
         complete=described if kind is Kind.ARCHIVE else arrived,
-        container=_container_name(part(names.SPEC_DUMP)),
+        container=names.first(annotations, names.CONTAINER_NAME) or "",
+        namespace=names.first(annotations, names.POD_NAMESPACE) or "",
     )
 
 
-def _container_name(spec: str) -> str:
-    """The container's name in its pod, by the annotations of spec.dump (an OCI runtime spec)."""
+def _annotations(spec: str) -> dict[str, str]:
+    """Those of spec.dump (an OCI runtime spec) that are strings."""
     if not spec:
-        return ""
+        return {}
     try:
-        annotations = files.read_json(spec, _MAX_DUMP_BYTES).get("annotations") or {}
-        return str(names.first(annotations, names.CONTAINER_NAME) or "")
+        found = files.read_json(spec, _MAX_DUMP_BYTES).get("annotations") or {}
+        return {key: value for key, value in found.items() if isinstance(value, str)}
     except (OSError, ValueError, AttributeError, TypeError) as err:
         raise CheckpointError(f"{spec} is damaged: {err}") from None
 

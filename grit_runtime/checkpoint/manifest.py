@@ -103,7 +103,7 @@ def checked(path: str, data: Any) -> Manifest:
         sizes = {str(entry["name"]): int(entry["bytes"]) for entry in data["files"]}
         manifest = Manifest(data=data, sizes=sizes)
         _ = manifest.architecture
-    except (KeyError, TypeError, ValueError) as err:
+    except (KeyError, TypeError, ValueError, OverflowError) as err:
         raise CheckpointError(f"manifest {path} is damaged: {type(err).__name__} {err}") from None
     return manifest
 

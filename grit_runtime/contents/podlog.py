@@ -132,6 +132,8 @@ class AppendLog(Effect):
     directories: list[str]
     file: str
     archive: str
+    named: str
+    """The archive's path for a later process: ours may be a descriptor's."""
     inode: int
     size: int
     """The log's, before."""
@@ -167,9 +169,9 @@ class AppendLog(Effect):
             os.close(target)
 
     def _is_ours(self, target: int, length: int) -> bool:
-        if not os.path.exists(self.archive):
+        if not os.path.isfile(self.named):
             return False
-        with open(self.archive, "rb") as stream:
+        with open(self.named, "rb") as stream:
             for offset in range(0, length, _CHUNK):
                 count = min(_CHUNK, length - offset)
                 if os.pread(stream.fileno(), count, offset) != os.pread(target, count, self.size + offset):
@@ -181,7 +183,7 @@ class AppendLog(Effect):
         return Place(root=self.root, directories=(first, second), file=self.file)
 
 
-def append(place: Place, archive: str) -> AppendLog:
+def append(place: Place, archive: str, named: str = "") -> AppendLog:
     """An effect that appends `archive`; see `AppendLog`."""
     fd = place.open(os.O_RDONLY)
     try:
@@ -189,4 +191,7 @@ def append(place: Place, archive: str) -> AppendLog:
     finally:
         os.close(fd)
     length = os.stat(archive, follow_symlinks=False).st_size
-    return AppendLog(place.root, list(place.directories), place.file, archive, found.st_ino, found.st_size, length)
+    directories = list(place.directories)
+    return AppendLog(
+        place.root, directories, place.file, archive, named or archive, found.st_ino, found.st_size, length
+    )

@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from grit_runtime.criu import messages
+from grit_runtime.criu import filesystems, messages
 from grit_runtime.errors import CheckpointError
+from grit_runtime.host.files import read_bounded
 
-MAX_IMAGE_BYTES = 64 << 20  # of a small image: a million mounts would fit
+# Of a small image: a hundred thousand mounts fit. What becomes of them in memory is a hundred times as large.
+MAX_IMAGE_BYTES = 16 << 20
+MAX_ENTRIES = 1 << 17
 MAX_PROCESSES = 1 << 16
 
 FILES = "files.img"
@@ -46,6 +49,10 @@ class ImageMount:
     deleted: bool
     shared_id: int = 0
     master_id: int = 0
+    flags: int = 0
+    """Of the mount and of its file system, as mount(2) has them."""
+    device: int = 0
+    """Its file system's, by which CRIU takes two mounts for views of one (criu/mount.c, mounts_sb_equal)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +146,7 @@ def is_rewritable(path: str, name: str) -> bool:
     """Whether the image can be written again without loss: one of a CRIU that knows fields which this pycriu doesn't
     know cannot.
     """
-    with open(os.path.join(path, name), "rb") as stream:
-        original = stream.read()
-    return rewrite(path, name, {}) == original
+    return rewrite(path, name, {}) == read_file(path, name)
 
 
 def _set(entry: dict[str, Any], fields: Fields) -> None:
@@ -175,11 +180,13 @@ def _mounts(path: str, name: str) -> list[ImageMount]:
             mountpoint=entry["mountpoint"],
             source=entry.get("source", ""),
             root=entry.get("root", ""),
-            fstype=entry.get("fsname", ""),
+            fstype=filesystems.name(int(entry["fstype"]), str(entry.get("fsname", ""))),
             ext_key=entry.get("ext_key", ""),
             deleted=bool(entry.get("deleted", False)),
             shared_id=int(entry.get("shared_id", 0)),
             master_id=int(entry.get("master_id", 0)),
+            flags=int(entry["flags"]) | int(entry.get("sb_flags", 0)),
+            device=int(entry["root_dev"]),
         )
         for index, entry in enumerate(load(path, name, "MNTS"))
     ]
@@ -254,7 +261,7 @@ def first(path: str, name: str, magic: str) -> Any:
         size = int.from_bytes(data[start : start + 4], "little")
         if not size:
             raise ValueError("it holds nothing")
-        return messages.message_class(magic).FromString(data[start + 4 : start + 4 + size])
+        return messages.whole(messages.message_class(magic).FromString(data[start + 4 : start + 4 + size]))
 
 
 def load(path: str, name: str, magic: str) -> messages.Entries:
@@ -280,11 +287,10 @@ def read_file(path: str, name: str) -> bytes:
     """The bytes of a small image. Raises CheckpointError: it can't be read, or is too large."""
     file = os.path.join(path, name)
     try:
-        with open(file, "rb") as stream:
-            data = stream.read(MAX_IMAGE_BYTES + 1)
+        data = read_bounded(file, MAX_IMAGE_BYTES)
     except OSError as err:
         raise CheckpointError(f"cannot read image {file}: {err.strerror}") from None
-    if len(data) > MAX_IMAGE_BYTES:
+    if data is None:
         raise CheckpointError(f"image {file} is larger than {MAX_IMAGE_BYTES >> 20} MiB")
     return data
 
@@ -312,8 +318,11 @@ def _damages(file: str) -> Iterator[None]:
 
 def _check_framing(file: str, data: bytes) -> None:
     """Each message stands behind its size, and the last must end where the file does: pycriu takes what a cut left."""
-    offset = messages.header_size(data)
+    offset, count = messages.header_size(data), 0
     while offset + 4 <= len(data):
         offset += 4 + int.from_bytes(data[offset : offset + 4], "little")
+        count += 1
+    if count > MAX_ENTRIES:
+        raise CheckpointError(f"image {file} holds more than {MAX_ENTRIES} entries")
     if offset != len(data):
         raise CheckpointError(f"image {file} is damaged: it was cut short, or is no CRIU image")

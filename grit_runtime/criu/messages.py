@@ -64,7 +64,7 @@ def loads(data: bytes, magic: str) -> tuple[str, Entries]:
     message, entries = message_class(magic), []
     while start < len(data):
         end = start + 4 + int.from_bytes(data[start : start + 4], "little")
-        entries.append(lean.pb2dict(message.FromString(data[start + 4 : end])))
+        entries.append(lean.pb2dict(whole(message.FromString(data[start + 4 : end]))))
         start = end
     return magic, entries
 
@@ -86,6 +86,13 @@ def dumps(header: bytes, magic: str, entries: Entries) -> bytes:
         encoded = message.SerializeToString()
         parts += [len(encoded).to_bytes(4, "little"), encoded]
     return b"".join(parts)
+
+
+def whole(message: Any) -> Any:
+    """The same message. Raises ValueError: a field that must be there isn't, which protobuf's decoder takes."""
+    if not message.IsInitialized():
+        raise ValueError("it lacks fields that must be there")
+    return message
 
 
 @functools.cache

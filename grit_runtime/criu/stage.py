@@ -12,7 +12,9 @@ import os
 
 from grit_runtime import names
 
-_NOT_IMAGES = frozenset({names.MANIFEST, names.PARTIAL, names.ROOTFS_DIFF, names.DEV_SHM, names.CONTAINER_LOG})
+_NOT_IMAGES = frozenset(
+    {names.MANIFEST, names.SIGNATURE, names.PARTIAL, names.ROOTFS_DIFF, names.DEV_SHM, names.CONTAINER_LOG}
+)
 
 
 def build(source: str, target: str, rewritten: dict[str, bytes], *, as_parent: bool = False) -> None:
@@ -22,12 +24,17 @@ def build(source: str, target: str, rewritten: dict[str, bytes], *, as_parent: b
         rewritten: file name to content, for those that aren't linked.
         as_parent: the checkpoint is the earlier dump, too, on which this directory's pagemaps stand.
     """
+    # `source` is not followed: of a descriptor's path it is the descriptor that counts, whatever its name is by now.
+    above, last = os.path.split(source)
     start = os.path.realpath(target)
-    for name in os.listdir(source):
-        if name not in rewritten and name not in _NOT_IMAGES:
-            os.symlink(os.path.relpath(os.path.realpath(os.path.join(source, name)), start), os.path.join(target, name))
+    base = os.path.relpath(os.path.join(os.path.realpath(above), last), start)
+    with os.scandir(source) as entries:
+        for entry in entries:
+            if entry.name not in rewritten and entry.name not in _NOT_IMAGES:
+                link = os.path.relpath(os.path.realpath(entry.path), start) if entry.is_symlink() else ""
+                os.symlink(link or os.path.join(base, entry.name), os.path.join(target, entry.name))
     if as_parent:
-        os.symlink(os.path.relpath(os.path.realpath(source), start), os.path.join(target, names.PARENT_LINK))
+        os.symlink(base, os.path.join(target, names.PARENT_LINK))
     for name, data in rewritten.items():
         with open(os.path.join(target, name), "xb") as stream:
             stream.write(data)

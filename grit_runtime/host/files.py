@@ -78,6 +78,22 @@ def read_text(path: str, limit: int = 1 << 20) -> str:
         return ""
 
 
+def read_bounded(path: str, limit: int) -> bytes | None:
+    """The bytes of a regular file, or None if they are more than `limit`.
+
+    Raises:
+        OSError: it can't be read, or is something that could keep us waiting.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        data = stream.read(min(found.st_size, limit) + 1) or b""
+        while 0 < len(data) <= limit and (more := stream.read(limit + 1 - len(data))):
+            data += more  # it grew meanwhile, or has no size of its own, as in /proc
+    return data if len(data) <= limit else None
+
+
 def read_json(path: str, limit: int) -> Any:
     """Parse a JSON file of at most `limit` bytes.
 
@@ -85,9 +101,8 @@ def read_json(path: str, limit: int) -> Any:
         OSError: it can't be read.
         ValueError: it is larger, or isn't JSON.
     """
-    with open(path, "rb") as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
+    data = read_bounded(path, limit)
+    if data is None:
         raise ValueError(f"larger than {limit} bytes")
     try:
         return json.loads(data)

@@ -7,6 +7,8 @@ what stands there, last first. An undo must therefore work when its apply never 
 and it removes only what is still as we left it.
 """
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -60,8 +62,17 @@ class Transaction:
         self.header = header
         self._effects: list[tuple[int, Effect]] = []
         self._next = 0
-        self._fd = os.open(workspace.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._write({"header": header})
+        try:
+            how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(workspace.journal, how, 0o600)
+        except OSError as err:
+            workspace.close(remove=err.errno != errno.EEXIST)
+            raise GritError(f"cannot make the journal {workspace.journal}: {err.strerror}") from None
+        try:
+            self._write({"header": header})
+        except BaseException:
+            self.close()
+            raise
 
     def do(self, effect: Effect) -> None:
         """Journal the effect, then apply it."""
@@ -117,12 +128,22 @@ class Transaction:
         self.workspace.close(remove=not keep)
 
     def _write(self, entry: dict[str, Any]) -> None:
-        append(self._fd, entry)
+        try:
+            append(self._fd, entry)
+        except OSError as err:
+            raise GritError(f"cannot write the journal {self.workspace.journal}: {err.strerror}") from None
 
 
 def append(fd: int, entry: dict[str, Any]) -> None:
-    """Add one line to a journal in one write: after a kill it is there whole, or it is the torn last line."""
-    os.write(fd, (json.dumps(entry, separators=(",", ":")) + "\n").encode())
+    """Add one line to a journal in one write: after a kill it is there whole, or it is the torn last line.
+
+    Raises OSError: there is no room for it; nothing of it is there then, so that another line may follow.
+    """
+    data = (json.dumps(entry, separators=(",", ":")) + "\n").encode()
+    done = os.write(fd, data)
+    if done != len(data):
+        os.ftruncate(fd, os.fstat(fd).st_size - done)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def undo_all(effects: tuple[tuple[int, Effect], ...], write: Any) -> None:
@@ -138,7 +159,9 @@ def undo_all(effects: tuple[tuple[int, Effect], ...], write: Any) -> None:
         except (OSError, GritError) as err:
             failures.append(f"{effect.describe()}: {err}")
         else:
-            write({"undone": number})
+            # Where there is no room to say so, a later process undoes it again, which does nothing.
+            with contextlib.suppress(OSError, GritError):
+                write({"undone": number})
     if failures:
         raise RecoveryError(f"could not undo: {'; '.join(failures)}", hint="see `grit-runtime recover`")
 

@@ -81,6 +81,7 @@ def open_workspace(path: str, *, timeout: float) -> Workspace:
         try:
             fd = _open_directory(path)
         except OSError as err:
+            remove_if_empty(os.path.dirname(path))
             raise GritError(f"cannot make the state directory {path}: {err.strerror}") from None
         if fd is not None:
             if _lock(fd, path, deadline):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,10 @@ def load(path: str) -> Bundle:
         raise BundleError(f"cannot find the bundle {path}: the working directory: {err.strerror}") from None
     file = os.path.join(path, names.CONFIG_JSON)
     try:
-        with open(file, "rb") as stream:
+        # A FIFO would keep us waiting for a writer.
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise BundleError(f"{file} is no file")
             raw = stream.read(MAX_CONFIG_BYTES + 1)
     except FileNotFoundError:
         raise BundleError(f"JSON specification file {names.CONFIG_JSON} not found in bundle {path}") from None

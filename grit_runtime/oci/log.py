@@ -25,14 +25,22 @@ class Log:
         self.path = invocation.log if invocation else ""
         self.json = invocation is not None and invocation.log_format == "json"
         self.verb = invocation.verb if invocation else ""
+        self.shown: dict[str, str] = {}
+        """Paths of ours to those by which people know what is there."""
 
     def line(self, level: str, message: str) -> None:
         """Append one line in logrus' format; a log that can't be written is no reason to fail."""
-        self._append(_format(level, message, self.json))
+        self._append(_format(level, self.for_people(message), self.json))
+
+    def for_people(self, message: str) -> str:
+        """A text with the names that people know in place of paths of ours."""
+        for path, name in self.shown.items():
+            message = message.replace(path, name)
+        return message
 
     def fatal(self, err: GritError | str) -> int:
         """Report the error that ends the call, as runc's `fatal` does, and return the exit code."""
-        message = str(err)
+        message = self.for_people(str(err))
         self.line("error", message)
         if self.path and self.verb not in _STDIO_IS_THE_CONTAINERS:
             try:

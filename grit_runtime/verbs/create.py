@@ -56,9 +56,11 @@ def request(config: Config, made: bundle.Bundle, flags: argv.Flags) -> Request:
         CheckpointError: the annotations contradict each other, lead out of the roots, or lead to nothing.
     """
     pid_file = flags.value("pid-file")
+    found = locate.locate(made.annotations, config.checkpoint_roots, config.trust.owners)
     return Request(
         bundle=made,
-        images=locate.locate(made.annotations, config.checkpoint_roots).images,
+        images=found.images,
+        pin=found.pin,
         work="",
         pid_file=os.path.abspath(pid_file) if pid_file else "",
         flags=("--detach", "--no-subreaper", *flags.without(*_OURS)),

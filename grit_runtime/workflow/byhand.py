@@ -139,4 +139,4 @@ def images_of(config: Config, made: Bundle, name: str, *, namespace: str, contai
         said[names.POD_NAMESPACE[0]] = namespace
     if container:
         said[names.CONTAINER_NAME[0]] = container
-    return locate.locate({**annotations, **said}, config.checkpoint_roots).images
+    return locate.locate({**annotations, **said}, config.checkpoint_roots, config.trust.owners).images

@@ -32,6 +32,7 @@ from grit_runtime.workflow import (
     publish,
     recorded,
     recover,
+    trust,
 )
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.dump import Request
@@ -57,6 +58,11 @@ def capture(context: Context, request: Request) -> None:
         for warning in preflight.require_dumpable(context.container, pids, state.pid):
             context.log.line("warning", f"container {context.container}: {warning}")
         bundle = recorded.bundle_of(context, state)
+        refused = trust.foreign_criu_options(
+            bundle.annotations, context.config.state_dir, context.config.trust.criu_config
+        )
+        if refused:
+            raise CaptureError(f"cannot checkpoint container {context.container}: {refused[0]}")
         header = {
             **context.header("capture"),
             "images": request.images,
@@ -88,6 +94,10 @@ def _take(
 ) -> None:
     """Everything up to the complete checkpoint in `.grit-partial`; the container is frozen then."""
     partial = os.path.join(request.images, names.PARTIAL)
+    if context.config.trust.signing_key:
+        from grit_runtime.checkpoint import signature
+
+        signature.require_key(context.config.trust.signing_key)
     _prepare(transaction, request, partial)
     begun = time.monotonic()
     cuda = _suspend(context, transaction, state, [pid for pid in pids if cudasigns.may_use_cuda(pid)])
@@ -233,6 +243,12 @@ def _write_manifest(
             },
         }
         files.write_atomically(os.path.join(partial, names.MANIFEST), manifest.encode(data), sync=context.config.fsync)
+        if context.config.trust.signing_key:
+            from grit_runtime.checkpoint import signature
+
+            signature.sign_directory(
+                partial, context.config.trust.signing_key, pool.workers(context.config.memory.workers)
+            )
     except OSError as err:
         raise CaptureError(f"cannot write the checkpoint to {request.images}: {err.strerror}") from None
 

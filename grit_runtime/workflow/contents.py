@@ -135,7 +135,7 @@ def _apply_log(context: Context, transaction: Transaction, archive: str, bundle:
 
     try:
         place = podlog.find(context.config.contents.pod_logs, bundle.annotations)
-        effect = podlog.append(place, archive)
+        effect = podlog.append(place, archive, context.log.for_people(archive))
     except podlog.NoLogError as err:
         context.log.line("info", f"container {context.container}: the old log was left out: {err}")
         return

@@ -13,7 +13,7 @@ from grit_runtime.errors import CheckpointError
 from grit_runtime.host import cgroups, files
 from grit_runtime.host import mounts as host_mounts
 from grit_runtime.oci.bundle import Bundle
-from grit_runtime.workflow import mounts, openfiles
+from grit_runtime.workflow import grants, mounts, openfiles
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.mounts import Kind, Offer, OldMount
 from grit_runtime.workflow.openfiles import Look, Volumes
@@ -74,6 +74,7 @@ def _offer(context: Context, bundle: Bundle, decoded: Images, manifest: Manifest
         provided=mounts.provided(bundle, resolved, controllers),
         sources=sources,
         old=old,
+        options=grants.options(bundle, resolved),
         private=frozenset(path for path in sources if host_mounts.is_private(path, table)),
         links=strategy == "links",
         fixed=frozenset() if strategy == "images" else _fixed(decoded),

@@ -19,7 +19,7 @@ from grit_runtime.host.effects import MakeMountpoint
 from grit_runtime.host.links import SharedLink
 from grit_runtime.host.transaction import read_journal
 from grit_runtime.oci.bundle import Bundle
-from grit_runtime.workflow import hollow, intended, prepare, recover
+from grit_runtime.workflow import hollow, intended, prepare, recover, source
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.effects import restored_container
 from grit_runtime.workflow.prepare import Prepared, Request, Survey
@@ -91,14 +91,16 @@ def foresee(context: Context, request: Request) -> Foreseen:
             files.remove_tree(scratch)
         if seen.survey:
             seen.survey.close()
-    seen.problems[:] = dict.fromkeys(text.replace(scratch, request.images) for text in seen.problems)
+    said = context.log.for_people
+    seen.problems[:] = dict.fromkeys(said(text.replace(scratch, request.images)) for text in seen.problems)
+    seen.warnings[:] = map(said, seen.warnings)
     return seen
 
 
 def _look(seen: Foreseen, scratch: str) -> None:
     context, request = seen.context, seen.request
     _look_at_id(seen)
-    found = seen.found = seen.attempt(lambda: hollow.find(request.images, context.config.archive, scratch))
+    found = seen.found = seen.attempt(lambda: _find(context, request, scratch))
     with_devices = seen.attempt(lambda: prepare.with_devices(context, request, f"{scratch}-toolkit"))
     seen.attempt(lambda: _look_at_cgroup(context, request.bundle))
     if found is None:
@@ -126,6 +128,10 @@ def _look(seen: Foreseen, scratch: str) -> None:
             pid_file=os.path.join(place, "init.pid"),
         )
     )
+
+
+def _find(context: Context, request: Request, scratch: str) -> Found:
+    return hollow.find(source.hold(context, request.images, request.pin), context.config.archive, scratch)
 
 
 def _look_at_id(seen: Foreseen) -> None:

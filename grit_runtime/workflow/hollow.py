@@ -3,20 +3,22 @@ size.
 """
 
 import os
+import stat
 
 from grit_runtime import names
 from grit_runtime.checkpoint import archive, kinds, scan
 from grit_runtime.config import Archive
 from grit_runtime.criu.images import MAX_IMAGE_BYTES
 from grit_runtime.errors import CheckpointError
+from grit_runtime.host.beneath import Pin
 
 _MAX_KEPT = 512 << 20  # bytes of all small files together
 _DOCUMENTS = frozenset({names.CONFIG_DUMP, names.SPEC_DUMP, names.DELETED_FILES})
 
 
-def find(path: str, bounds: Archive, scratch: str) -> kinds.Found:
-    """The parts of the checkpoint at `path`, as `source.open_source` finds them; files that hold memory or content are
-    there by their size alone.
+def find(pin: Pin, bounds: Archive, scratch: str) -> kinds.Found:
+    """The parts of the checkpoint that is held open, as `source.open_source` finds them; files that hold memory or
+    content are there by their size alone.
 
     Args:
         scratch: a directory that doesn't exist yet. It is made for an archive only, and the caller removes it.
@@ -24,11 +26,12 @@ def find(path: str, bounds: Archive, scratch: str) -> kinds.Found:
     Raises:
         CheckpointError: there is nothing, or no checkpoint, or it couldn't be unpacked.
     """
-    if os.path.isdir(path):
-        return kinds.find(path)
-    if not os.path.lexists(path):
-        raise CheckpointError(f"no such checkpoint: {path} is no directory")
-    found = scan.scan(path, _keep, max_bytes=bounds.max_bytes, max_entries=bounds.max_entries, max_kept=_MAX_KEPT)
+    path = pin.path
+    if stat.S_ISDIR(pin.stat().st_mode):
+        return kinds.find(path, pin.shown)
+    found = scan.scan(
+        path, _keep, max_bytes=bounds.max_bytes, max_entries=bounds.max_entries, max_kept=_MAX_KEPT, held=True
+    )
     if found.wrong:
         raise CheckpointError(found.wrong)
     wanted = {name: size for name, size in found.sizes.items() if archive.is_part(name)}

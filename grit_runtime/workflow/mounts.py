@@ -96,6 +96,8 @@ class Offer:
     """Destination to what the manifest says of the old container's mount there."""
     private: frozenset[str] = frozenset()
     """Those of the host paths on which no mount is propagated."""
+    options: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Destination to the options of config.json's mount there."""
     links: bool = False
     """Lead mounts that CRIU found by itself to their new place by links on the host, not by rewriting images."""
     fixed: frozenset[str] = frozenset()

@@ -8,6 +8,7 @@ from grit_runtime.checkpoint import manifest as manifests
 from grit_runtime.checkpoint.kinds import Found, Kind
 from grit_runtime.criu import descriptors, images
 from grit_runtime.errors import CheckpointError, PlanError
+from grit_runtime.host.beneath import Pin
 from grit_runtime.oci import bundle as bundles
 from grit_runtime.workflow import (
     connections,
@@ -19,6 +20,7 @@ from grit_runtime.workflow import (
     memoryplan,
     plan,
     preflight,
+    trust,
 )
 from grit_runtime.workflow.context import Context
 
@@ -33,6 +35,8 @@ class Request:
     bundle: bundles.Bundle
     images: str
     """The directory of a checkpoint, or an archive."""
+    pin: Pin | None = None
+    """What is there, if it was found by annotation."""
     work: str
     """Where CRIU logs; empty for a place of ours."""
     pid_file: str
@@ -129,6 +133,8 @@ def survey(context: Context, request: Request, found: Found) -> Survey:
     parts = contents.beside(found.images, manifest) if found.kind is Kind.OWN else found
     looked = facts.gather(context, request.bundle, decoded, manifest, contents.filled(parts))
     made = plan.make(context.container, decoded, request.bundle, manifest, looked, hold=not request.shell_job)
+    verdict = trust.judge(context, request, decoded, manifest, found.namespace, made.mounts, looked.offer)
+    made = replace(made, problems=(*made.problems, *verdict.problems), warnings=(*made.warnings, *verdict.warnings))
     cuda = None
     if cudasigns.in_checkpoint(decoded, manifest):
         from grit_runtime.workflow import cudarestore

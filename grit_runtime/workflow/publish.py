@@ -98,6 +98,7 @@ def _remove_older(images: str) -> None:
         os.unlink(os.path.join(images, names.MANIFEST))
     except FileNotFoundError:
         return
+    files.unlink_if_there(os.path.join(images, names.SIGNATURE))
     for name in listed.sizes if listed else ():
         if "/" not in name:
             try:

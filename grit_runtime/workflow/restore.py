@@ -47,7 +47,7 @@ def restore(context: Context, request: Request) -> int:
         raise
     transaction = Transaction(workspace, {**context.header("restore"), "images": request.images})
     try:
-        source = open_source(context, transaction, request.images)
+        source = open_source(context, transaction, request.images, request.pin)
         request = with_devices(context, request, f"{context.workspace_path}/toolkit")
         prepared = prepare(context, request, source.found)
         transaction.amend({"stopped": list(prepared.plan.stopped)})

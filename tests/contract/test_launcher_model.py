@@ -23,8 +23,8 @@ SETTINGS = settings(
 )
 
 OURS = (
-    "checkpoint", "restore", "recover", "config", "export", "inspect", "diff", "install", "uninstall", "plan", "doctor",
-    "checkpoints", "prune", "capture", "restore-into", "completion",
+    "checkpoint", "restore", "recover", "config", "export", "sign", "inspect", "diff", "install", "uninstall", "plan",
+    "doctor", "checkpoints", "prune", "capture", "restore-into", "completion",
 )  # fmt: skip
 THEIRS = ("create", "start", "state", "kill", "delete", "run", "exec", "list", "ps", "features", "spec", "x")
 CONTAINERS = ("waiting", "traced", "elsewhere", "none", *OURS, "create", "delete")

@@ -136,6 +136,8 @@ class Machine:
             "log-dir": str(self.logs),
             "checkpoint-roots": [str(self.checkpoints)],
             "archive": {"unpack-dir": str(self.unpacked)},
+            # A bundle of a test is in no namespace, and its hooks mount what the test made.
+            "trust": {"host-mounts": [str(self.path)], "namespaces": {"": ["*"]}},
         }
         self.config.write_text(json.dumps({**base, **{k.replace("_", "-"): v for k, v in more.items()}}))
 

@@ -264,7 +264,9 @@ def test_the_leftovers_of_nvidia_s_hooks_come_back(machine: Machine) -> None:
         "mount -t tmpfs tmpfs @/run/nvidia-ctk-hook1",
         "mkdir @/run/nvidia-ctk-hook1/gpu",
         "mount --bind /proc/sys/kernel @/run/nvidia-ctk-hook1/gpu",
+        "mount -o remount,bind,ro @/run/nvidia-ctk-hook1/gpu",
     )
+    machine.configure(trust={"host-mounts": ["/proc/sys/kernel:ro"]})
     machine.start("old", old)
     taken = checkpoint(machine)
     restore(machine, taken, new)

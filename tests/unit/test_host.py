@@ -1,5 +1,6 @@
 """Files, mount tables, cgroup paths, the journal: what can be tested without root."""
 
+import errno
 import json
 import os
 import time
@@ -196,6 +197,45 @@ def test_an_undo_that_fails_keeps_the_journal_and_the_others_are_undone(tmp_path
     assert record is not None
     assert [e.describe() for _, e in record.effects] == ["note b"]
     assert file.read_text() == "+a +b -a "
+
+
+def _note_all(tmp_path: Path, file: Path) -> None:
+    transaction = _transaction(tmp_path)
+    try:
+        for text in "abcd":
+            transaction.do(Note(str(file), text))
+    except GritError as err:
+        journal = Path(transaction.workspace.journal).read_text()
+        assert all(json.loads(line) for line in journal.splitlines())
+        transaction.abort(err)
+        raise
+
+
+@pytest.mark.parametrize("room", range(9))
+@pytest.mark.parametrize("short", [False, True])
+def test_a_journal_without_room_undoes_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, short: bool
+) -> None:
+    """A full tmpfs, from the journal's line of that number on; or room for a part of each line."""
+    write, count = os.write, 0
+
+    def full(fd: int, data: bytes) -> int:
+        nonlocal count
+        count += 1
+        if count <= room:
+            return write(fd, data)
+        if short:
+            return write(fd, data[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    file = tmp_path / "notes"
+    with pytest.raises(GritError, match=r"cannot write the journal .*: No space left on device"):
+        _note_all(tmp_path, file)
+    notes = file.read_text().split() if file.exists() else []
+    applied = [note[1:] for note in notes if note.startswith("+")]
+    assert set(applied) <= {note[1:] for note in notes if note.startswith("-")}
+    assert not (tmp_path / "s/r").exists()
 
 
 @pytest.mark.parametrize(

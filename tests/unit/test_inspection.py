@@ -232,7 +232,7 @@ def test_only_so_much_is_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch)
     (checkpoint / "core-1.img").symlink_to("/dev/zero")
     monkeypatch.setattr(raw, "MOST", 2)
     found = _inspect(checkpoint)
-    assert any("is larger than 64 MiB" in problem for problem in found.problems)
+    assert any("is larger than 16 MiB" in problem for problem in found.problems)
     assert any("mountpoints-1.img" in problem for problem in found.problems), "three messages"
     assert {"core-1.img of process 1 is missing", "mm-1.img of process 1 is missing"} <= set(found.problems)
 

@@ -16,7 +16,7 @@ from grit_runtime.errors import InterruptedCallError
 from grit_runtime.oci import argv
 from grit_runtime.oci.bundle import Bundle
 from grit_runtime.oci.log import Notes
-from grit_runtime.workflow import hollow
+from grit_runtime.workflow import hollow, source
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.foresee import Content, Foreseen, foresee
 from grit_runtime.workflow.mounts import Action, MountStep
@@ -103,12 +103,13 @@ def test_the_steps_are_those_of_a_create() -> None:
 
 
 def test_a_signal_ends_the_looking_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: str, __: Archive, scratch: str) -> Found:
+    def interrupted(_: object, __: Archive, scratch: str) -> Found:
         os.mkdir(scratch)
         raise InterruptedCallError("interrupted by SIGTERM")
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(hollow, "find", interrupted)
+    monkeypatch.setattr(source, "hold", lambda *_: None)
     seen = _seen()
     with pytest.raises(InterruptedCallError):
         foresee(seen.context, seen.request)
