@@ -293,3 +293,20 @@ def test_a_simulated_gpu(gpu: SimulatedGpu) -> None:
     gpu.settings()
     gpu.restore(new).ok()
     gpu.goes_on(new)
+
+
+@pytest.mark.parametrize("wrong", ["another namespace's", "others may write to it"])
+def test_what_the_site_does_not_trust_is_said(machine: Machine, wrong: str) -> None:
+    old, new = machine.bundle("old"), machine.bundle("new")
+    old.annotate(type="container", name="app", namespace="ns")
+    machine.start("old", old)
+    taken = checkpoint(machine)
+    namespace = "other" if wrong == "another namespace's" else "ns"
+    new.annotate(type="container", name="app", namespace=namespace, checkpoint=str(taken.parents[1]))
+    if wrong == "others may write to it":
+        taken.chmod(0o777)
+    plan = _plan(machine, "--bundle", str(new.path), code=1)
+    said = machine.grit("create", "--bundle", str(new.path), "new")
+    assert said.code == 1
+    assert len(plan["problems"]) == 1
+    assert plan["problems"][0] in said.err
