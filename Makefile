@@ -57,6 +57,7 @@ bench: deps build ## what we cost, side by side with runc in one run; figures an
 	$(PYTHON) tests/bench/passthrough.py --runtime $(BUILT)/bin/grit-runtime
 	$(PYTHON) tests/bench/devices.py --runtime $(BUILT)/bin/grit-runtime
 	$(PYTHON) tests/bench/owntime.py --runtime $(BUILT)/bin/grit-runtime
+	$(VENV)/bin/python -m tests.bench.looking --runtime $(BUILT)/bin/grit-runtime
 	$(VENV)/bin/python -m tests.bench.memory --runtime $(BUILT)/bin/grit-runtime
 	$(VENV)/bin/python -m tests.bench.growth --runtime $(BUILT)/bin/grit-runtime
 	$(VENV)/bin/python -m tests.bench.report build/bench/memory.json build/bench/growth.json --svg build/bench/benchmarks.svg

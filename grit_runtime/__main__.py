@@ -5,18 +5,18 @@ import sys
 from types import FrameType
 
 from grit_runtime import config as configuration
-from grit_runtime.errors import ConfigError, GritError, UsageError
+from grit_runtime.errors import ConfigError, GritError, InterruptedCallError, UsageError
 from grit_runtime.oci import argv as words
 from grit_runtime.oci.argv import Invocation
 from grit_runtime.oci.log import Log
 from grit_runtime.verbs.call import Call, pass_through
 
 OURS = frozenset({"checkpoint", "restore"})
-FOR_PEOPLE = frozenset({"recover", "config", "export", "sign", "inspect", "diff", "install", "uninstall"})
-
-
-class InterruptedCallError(GritError):
-    """A signal asked us to end: what was begun is undone on the way out."""
+FOR_PEOPLE = frozenset({
+    "recover", "config", "export", "sign", "inspect", "diff", "install", "uninstall", "plan", "doctor", "checkpoints",
+    "prune", "capture", "restore-into", "completion",
+})  # fmt: skip
+UNDOING = frozenset({"capture", "restore-into", "plan"})  # which undo what was begun when they are interrupted
 
 
 def main(arguments: list[str]) -> int:
@@ -70,14 +70,20 @@ def _serve(reason: str, argv: tuple[str, ...], ignored: frozenset[str], invocati
         pass_through(config, argv, ignored)
     if invocation is None or reason == "downstream":
         pass_through(config, argv, ignored)
-    if invocation.verb in FOR_PEOPLE:
-        from grit_runtime import cli
-
-        return cli.run(config, invocation)
+    if invocation.verb in FOR_PEOPLE - UNDOING:
+        return _command(config, invocation)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # which would not survive the handler into the downstream
             signal.signal(number, _interrupt)
+    if invocation.verb in UNDOING:
+        return _command(config, invocation)
     return _dispatch(Call(argv=argv, ignored_signals=ignored, invocation=invocation, config=config, log=log))
+
+
+def _command(config: configuration.Config, invocation: Invocation) -> int:
+    from grit_runtime import cli
+
+    return cli.run(config, invocation)
 
 
 def _dispatch(call: Call) -> int:

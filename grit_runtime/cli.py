@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -10,6 +9,9 @@ import click
 
 from grit_runtime import __version__, names
 from grit_runtime.checkpoint import export as writing
+from grit_runtime.commands import byhand, checkpoints, common, completion, doctor, plan
+from grit_runtime.commands.common import printed as _print
+from grit_runtime.commands.common import said as _said
 from grit_runtime.config import Config
 from grit_runtime.engines import ENGINES
 from grit_runtime.errors import CheckpointError, GritError, UsageError
@@ -25,7 +27,11 @@ def run(config: Config, invocation: Invocation) -> int:
     """Run one of the commands; returns the exit code."""
     try:
         code = _commands.main(
-            [invocation.verb, *invocation.args], prog_name="grit-runtime", obj=config, standalone_mode=False
+            [invocation.verb, *invocation.args],
+            prog_name="grit-runtime",
+            obj=config,
+            invocation=invocation,
+            standalone_mode=False,
         )
     except click.ClickException as err:
         err.show()
@@ -35,7 +41,7 @@ def run(config: Config, invocation: Invocation) -> int:
     return code if isinstance(code, int) else 0
 
 
-@click.group()
+@click.group(cls=common.Commands)
 @click.version_option(__version__)
 def _commands() -> None:
     """Commands of grit-runtime's own; every other verb is the OCI runtime's."""
@@ -122,7 +128,7 @@ def sign(config: Config, checkpoint: str, key: str) -> int:
     return _said(write)
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="As JSON, on standard output.")
+_json = common.as_json_option
 
 
 @_commands.command("inspect")
@@ -191,11 +197,6 @@ def diff(config: Config, old: str, new: str, as_json: bool) -> int:
     return _said(say, failure=2)
 
 
-def _print(output: str) -> None:
-    """What may hold names of any kind, on a terminal of any kind."""
-    click.echo(output.encode(sys.stdout.encoding or "utf-8", "backslashreplace"), nl=False)
-
-
 _engine = click.option("--engine", type=click.Choice(list(ENGINES)), required=True, help="The engine.")
 _name = click.option("--runtime-name", default="grit", show_default=True, help="What the engine knows the runtime as.")
 _root = click.option("--root", default="/", show_default=True, type=click.Path(), help="Where the node's files are.")
@@ -250,9 +251,10 @@ def _register(do: Callable[[], register.Outcome]) -> int:
     return _said(say)
 
 
-def _said(do: Callable[[], int], *, failure: int = 1) -> int:
-    try:
-        return do()
-    except GritError as err:
-        click.echo(f"grit-runtime: {err}", err=True)
-        return failure
+_commands.add_command(byhand.capture_container)
+_commands.add_command(byhand.restore_into)
+_commands.add_command(checkpoints.checkpoints)
+_commands.add_command(checkpoints.prune_checkpoints)
+_commands.add_command(completion.command)
+_commands.add_command(doctor.command)
+_commands.add_command(plan.command)

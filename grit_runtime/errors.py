@@ -73,5 +73,9 @@ class BusyError(GritError):
     """Another grit-runtime works on the same container."""
 
 
+class InterruptedCallError(GritError):
+    """A signal asked us to end: what was begun is undone on the way out."""
+
+
 class RecoveryError(GritError):
     """Something that a killed run left could not be undone."""

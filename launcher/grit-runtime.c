@@ -432,8 +432,12 @@ static int run_downstream(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	static const char *const ours[] = { "checkpoint", "restore", "recover", "config", "export", "sign", "install", "uninstall", NULL };
-	static const char *const reading[] = { "inspect", "diff", NULL }; /* whoever may read a checkpoint may have it shown */
+	static const char *const ours[] = {
+		"checkpoint", "restore", "recover", "config", "export", "sign", "install", "uninstall",
+		"plan", "doctor", "checkpoints", "prune", "capture", "restore-into", NULL
+	};
+	/* Whoever may read a checkpoint may have it shown. */
+	static const char *const reading[] = { "inspect", "diff", "completion", NULL };
 	const char *root = DEFAULT_ROOT;
 	int verb;
 

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import IO, Any, cast
 
 from grit_runtime import names
@@ -42,13 +42,7 @@ def unpack(path: str, target: str, *, max_bytes: int, max_entries: int, held: bo
     """
     with _opened(path, target, max_bytes, held) as stream:
         wanted = _check(path, stream, max_bytes, max_entries)
-        free = os.statvfs(target)
-        total = sum(wanted.values())
-        if total > free.f_bavail * free.f_frsize:
-            raise CheckpointError(
-                f"there is no room for the {total} bytes of archive {path} in {target}",
-                hint="set `archive.unpack-dir` to a directory with more room",
-            )
+        require_room(path, sum(wanted.values()), target)
         try:
             _write(path, stream, target, wanted)
         except OSError as err:
@@ -159,12 +153,32 @@ def _check(path: str, stream: IO[bytes], max_bytes: int, max_entries: int) -> di
         if name in seen:
             raise CheckpointError(f"archive {path} holds {name!r} twice")
         seen.add(name)
-        directory, _, rest = name.rpartition("/")
-        if (not directory and name in TOP) or (directory == names.IMAGES_DIR and rest):
+        if is_part(name):
             wanted[name] = entry.size
+    require_images(path, wanted)
+    return wanted
+
+
+def is_part(name: str) -> bool:
+    """Whether an entry is taken out of an archive."""
+    directory, _, rest = name.rpartition("/")
+    return (not directory and name in TOP) or (directory == names.IMAGES_DIR and bool(rest))
+
+
+def require_images(path: str, wanted: Container[str]) -> None:
+    """Raises CheckpointError: an archive of these files is no checkpoint."""
     if f"{names.IMAGES_DIR}/inventory.img" not in wanted:
         raise CheckpointError(f"archive {path} is no checkpoint: it holds no {names.IMAGES_DIR}/inventory.img")
-    return wanted
+
+
+def require_room(path: str, total: int, target: str) -> None:
+    """Raises CheckpointError: the file system of directory `target` has no room for `total` bytes."""
+    free = os.statvfs(target)
+    if total > free.f_bavail * free.f_frsize:
+        raise CheckpointError(
+            f"there is no room for the {total} bytes of archive {path} in {target}",
+            hint="set `archive.unpack-dir` to a directory with more room",
+        )
 
 
 def too_large(path: str, max_bytes: int, max_entries: int) -> CheckpointError:

@@ -65,15 +65,15 @@ def locate(annotations: dict[str, str], roots: tuple[str, ...], owners: tuple[in
     container = names.first(annotations, names.CONTAINER_NAME)
     tails = [names.IMAGES_DIR]
     if container is not None:
-        name = _component("container name", container)
+        name = component("container name", container)
         tails = [f"{name}/{names.IMAGES_DIR}", f"{name}.tar"]
     if base is not None:
         # The annotation may name an archive itself, which is one container's.
         pin, place = _given(base, [*tails, ""], roots, owners)
         return Request(pin=pin, annotation=f"{names.CHECKPOINT}={base}", place=place)
     assert by_name is not None
-    namespace = _component("pod namespace", names.first(annotations, names.POD_NAMESPACE) or "default")
-    place = os.path.join(namespace, _component(names.RESTORE_NAME, by_name))
+    namespace = component("pod namespace", names.first(annotations, names.POD_NAMESPACE) or "default")
+    place = os.path.join(namespace, component(names.RESTORE_NAME, by_name))
     annotation = f"{names.RESTORE_NAME}={by_name}"
     for root in roots:
         found = _open(root, place, tails, owners)
@@ -93,7 +93,8 @@ def _require_path(what: str, value: str) -> None:
     raise CheckpointError(f"{what} {value!a} cannot be part of a path")
 
 
-def _component(what: str, value: str) -> str:
+def component(what: str, value: str) -> str:
+    """A word that is one name of a path. Raises CheckpointError: it isn't."""
     if not value or value in (".", "..") or "/" in value:
         raise CheckpointError(f"{what} {value!r} cannot be part of a path")
     return value

@@ -13,6 +13,8 @@ from grit_runtime.checkpoint import archive
 from grit_runtime.contents import plain
 from grit_runtime.errors import CheckpointError
 
+# Images that hold the memory or the content of something (criu/image-desc.c).
+LARGE = ("pages-", "ghost-file-", "pipes-data", "fifo-data", "sk-queues", "tcp-stream-", "ipcns-", "iptables-")
 _BLOCK = 1 << 20
 
 
@@ -28,18 +30,21 @@ class Scanned:
     """What ended it before its end."""
 
 
-def scan(path: str, keep: Callable[[str, int], int], *, max_bytes: int, max_entries: int, max_kept: int) -> Scanned:
+def scan(
+    path: str, keep: Callable[[str, int], int], *, max_bytes: int, max_entries: int, max_kept: int, held: bool = False
+) -> Scanned:
     """Look at every entry.
 
     Args:
         keep: of a file's name and size, how many of its first bytes are wanted.
         max_kept: the most bytes to keep of all files together.
+        held: `path` is a descriptor's, which is a link.
 
     Raises:
         CheckpointError: the file can't be read.
     """
     found = Scanned()
-    with archive.open_file(path) as stream:
+    with archive.open_file(path, held=held) as stream:
         try:
             with _source(path, stream, max_bytes) as (source, compressed):
                 _read(path, source, found, keep, (max_bytes, max_entries, max_kept))

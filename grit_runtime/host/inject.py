@@ -51,6 +51,15 @@ def is_supported() -> bool:
     return os.uname().machine == "x86_64"
 
 
+def why_no_userfaultfd() -> str:
+    """Why a process like us can't have one, tried with one that is closed at once; empty if it can."""
+    fd = _libc.syscall(_USERFAULTFD, os.O_CLOEXEC | _USER_MODE_ONLY)
+    if fd < 0:
+        return os.strerror(ctypes.get_errno())
+    os.close(fd)
+    return ""
+
+
 def userfaultfd(pid: int) -> int:
     """Have a stopped process make a userfaultfd; a descriptor of ours for it, the process' own is closed.
 

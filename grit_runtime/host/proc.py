@@ -18,6 +18,23 @@ def start_time(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def resident(pid: int) -> int:
+    """How many bytes of memory a process has; 0 for one that is gone (proc_pid_statm(5))."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def began(pid: int) -> float | None:
+    """When the process started, in seconds since the epoch."""
+    ticks = start_time(pid)
+    with open("/proc/stat", encoding="ascii") as stream:
+        boot = next((int(line.split()[1]) for line in stream if line.startswith("btime ")), None)
+    return None if ticks is None or boot is None else boot + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def state(pid: int) -> str | None:
     """The state letter: R, S, D, T (stopped), t (traced), Z, X."""
     fields = _stat(pid)

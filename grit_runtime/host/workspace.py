@@ -94,6 +94,21 @@ def open_existing(path: str, *, timeout: float) -> Workspace | None:
     return open_workspace(path, timeout=timeout) if os.path.isdir(path) else None
 
 
+def is_held(path: str) -> bool:
+    """Whether somebody works on the container of this workspace; looked at without waiting, and without keeping it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def _open_directory(path: str) -> int | None:
     for directory in (os.path.dirname(os.path.dirname(path)), os.path.dirname(path), path):
         try:

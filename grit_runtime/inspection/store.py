@@ -15,8 +15,6 @@ from grit_runtime.errors import CheckpointError
 MAX_READ = 512 << 20  # bytes of all small files together
 _HEAD = 64 << 10
 _LOG = "dump.log"
-# Images that hold the memory or the content of something (criu/image-desc.c).
-_LARGE = ("pages-", "ghost-file-", "pipes-data", "fifo-data", "sk-queues", "tcp-stream-", "ipcns-", "iptables-")
 _DOCUMENTS = frozenset({names.CONFIG_DUMP, names.SPEC_DUMP, names.MANIFEST})
 
 
@@ -103,7 +101,7 @@ def _keep(name: str, size: int) -> int:
     directory, _, base = name.rpartition("/")
     if base == _LOG:
         return _HEAD
-    small = size <= MAX_IMAGE_BYTES and not base.startswith(_LARGE)
+    small = size <= MAX_IMAGE_BYTES and not base.startswith(scan.LARGE)
     if directory == names.IMAGES_DIR:
         return size if small and (base.endswith(".img") or base in _DOCUMENTS) else 0
     return size if small and not directory and base in _DOCUMENTS else 0

@@ -70,6 +70,17 @@ class Log:
             return
 
 
+class Notes(Log):
+    """A log that is kept for whoever asked."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.lines: list[tuple[str, str]] = []
+
+    def line(self, level: str, message: str) -> None:
+        self.lines.append((level, message))
+
+
 def last_error(text: str) -> str:
     """The message of the last error in a `--log-format json` stream, or an empty string."""
     found = ""

@@ -6,6 +6,7 @@ import os
 
 from grit_runtime import downstream, names
 from grit_runtime.checkpoint import locate
+from grit_runtime.config import Config
 from grit_runtime.errors import BundleError, CheckpointError, RestoreError, UsageError
 from grit_runtime.oci import argv, bundle
 from grit_runtime.verbs import waiting
@@ -45,9 +46,18 @@ def run(call: Call) -> int:
 
 
 def _restore(call: Call, container: str, made: bundle.Bundle, flags: argv.Flags) -> int:
+    return restore.restore(call.context(container), request(call.config, made, flags))
+
+
+def request(config: Config, made: bundle.Bundle, flags: argv.Flags) -> Request:
+    """The restore that a bundle's annotations and these arguments ask for.
+
+    Raises:
+        CheckpointError: the annotations contradict each other, lead out of the roots, or lead to nothing.
+    """
     pid_file = flags.value("pid-file")
-    found = locate.locate(made.annotations, call.config.checkpoint_roots, call.config.trust.owners)
-    request = Request(
+    found = locate.locate(made.annotations, config.checkpoint_roots, config.trust.owners)
+    return Request(
         bundle=made,
         images=found.images,
         pin=found.pin,
@@ -56,9 +66,8 @@ def _restore(call: Call, container: str, made: bundle.Bundle, flags: argv.Flags)
         pid_file=os.path.abspath(pid_file) if pid_file else "",
         flags=("--detach", "--no-subreaper", *flags.without(*_OURS)),
         serves_create=True,
-        need_manifest=call.config.require_manifest,
+        need_manifest=config.require_manifest,
     )
-    return restore.restore(call.context(container), request)
 
 
 def _as_ever(call: Call, made: bundle.Bundle | None) -> int:

@@ -19,9 +19,13 @@ def run(call: Call) -> int:
     flags = argv.read_flags("restore", call.invocation.args, argv.RESTORE)
     if flags.switches & {"lazy-pages", "help"}:
         pass_through(call.config, call.argv, call.ignored_signals)
-    context = call.context(argv.container_id("restore", flags))
+    return restore.restore(call.context(argv.container_id("restore", flags)), request(flags))
+
+
+def request(flags: argv.Flags) -> Request:
+    """What these arguments ask for. Raises BundleError: there is no bundle that can be read."""
     work, pid_file = flags.value("work-path"), flags.value("pid-file")
-    request = Request(
+    return Request(
         bundle=bundle.load(flags.value("bundle") or "."),
         images=os.path.abspath(flags.value("image-path", "checkpoint")),  # runc: ./checkpoint
         work=os.path.abspath(work) if work else "",
@@ -30,4 +34,3 @@ def run(call: Call) -> int:
         shell_job="shell-job" in flags.switches,
         foreground="detach" not in flags.switches,
     )
-    return restore.restore(context, request)

@@ -46,8 +46,11 @@ def at_create(config: Config, program: str, bundle: Bundle) -> str:
     return way
 
 
-def at_restore(context: Context, bundle: Bundle) -> Bundle:
+def at_restore(context: Context, bundle: Bundle, scratch: str) -> Bundle:
     """The bundle as it would be after a creation, without what must not happen at a restore. The file stays as it is.
+
+    Args:
+        scratch: a directory that doesn't exist yet, for NVIDIA's runtime; it is removed.
 
     Raises:
         RestoreError: the devices can't be had.
@@ -55,7 +58,7 @@ def at_restore(context: Context, bundle: Bundle) -> Bundle:
     config, downstream = context.config, context.downstream
     try:
         if _chained(config, downstream.program) and toolkit.may_ask(bundle.raw):
-            edited = _by_toolkit(context, downstream, bundle)
+            edited = _by_toolkit(context, downstream, bundle, scratch)
         else:
             made = _edited(config, downstream.program, bundle)
             edited = made[1] if made else bundle.config
@@ -64,8 +67,7 @@ def at_restore(context: Context, bundle: Bundle) -> Bundle:
     return replace(bundle, config=toolkit.without_hooks(edited))
 
 
-def _by_toolkit(context: Context, downstream: Downstream, bundle: Bundle) -> dict[str, Any]:
-    scratch = f"{context.workspace_path}/toolkit"
+def _by_toolkit(context: Context, downstream: Downstream, bundle: Bundle, scratch: str) -> dict[str, Any]:
     return toolkit.edited(
         downstream.program, bundle.config, bundle.rootfs, scratch, timeout=context.config.timeouts.command
     )

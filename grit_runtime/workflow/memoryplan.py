@@ -25,6 +25,8 @@ class Prepared:
     parts: dict[int, tuple[Pagemap, Split]] = field(default_factory=dict)
     """By the process' pid within the container."""
     checksums: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    why: str = ""
+    """Why CRIU reads all of it; empty if that is not so."""
 
     @property
     def staged(self) -> dict[str, bytes]:
@@ -32,11 +34,14 @@ class Prepared:
         return {_pagemap(pid): split.pagemap for pid, (_, split) in self.parts.items()}
 
 
-def prepare(context: Context, decoded: Images, manifest: Manifest | None, *, stopped: bool) -> Prepared:
+def prepare(
+    context: Context, decoded: Images, manifest: Manifest | None, *, stopped: bool, compare: bool = True
+) -> Prepared:
     """Decide what goes past CRIU, and compare what does not with its checksums.
 
     Args:
         stopped: CRIU leaves the processes stopped.
+        compare: compare them; that reads them.
 
     Raises:
         CheckpointError: an image is damaged.
@@ -55,8 +60,10 @@ def prepare(context: Context, decoded: Images, manifest: Manifest | None, *, sto
     if why:
         context.log.line("info", f"container {context.container}: CRIU reads the memory: {why}")
     later = {pages_name(pagemap) for pagemap, _ in parts.values()}
-    integrity.require(path, [name for name in checksums if name not in later], checksums, pool.workers(config.workers))
-    return Prepared(path=path, parts=parts, checksums=checksums)
+    if compare:
+        sooner = [name for name in checksums if name not in later]
+        integrity.require(path, sooner, checksums, pool.workers(config.workers))
+    return Prepared(path=path, parts=parts, checksums=checksums, why=why)
 
 
 def _why_not(context: Context, decoded: Images, *, stopped: bool) -> str:

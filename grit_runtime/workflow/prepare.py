@@ -10,7 +10,18 @@ from grit_runtime.criu import descriptors, images
 from grit_runtime.errors import CheckpointError, PlanError
 from grit_runtime.host.beneath import Pin
 from grit_runtime.oci import bundle as bundles
-from grit_runtime.workflow import connections, contents, cudasigns, facts, hostname, memoryplan, plan, preflight, trust
+from grit_runtime.workflow import (
+    connections,
+    contents,
+    cudasigns,
+    devices,
+    facts,
+    hostname,
+    memoryplan,
+    plan,
+    preflight,
+    trust,
+)
 from grit_runtime.workflow.context import Context
 
 if TYPE_CHECKING:
@@ -45,6 +56,30 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What was read of the checkpoint and seen of the machine, and every problem with it."""
+
+    request: Request
+    found: Found
+    manifest: manifests.Manifest | None
+    images: images.Images
+    contents: contents.Found | Found
+    plan: plan.Plan
+    cuda: "cudarestore.Prepared | None"
+    problems: tuple[str, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What will be otherwise than in the old container."""
+        return (*self.plan.warnings, *(self.cuda.plan.warnings if self.cuda else ()))
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        if self.cuda:
+            self.cuda.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """What was read and decided before anything was touched."""
 
@@ -55,6 +90,17 @@ class Prepared:
     """Files that the staged directory has beside the checkpoint's, or in place of them."""
     memory: memoryplan.Prepared
     cuda: "cudarestore.Prepared | None" = None
+    warnings: tuple[str, ...] = ()
+    """What will be otherwise than in the old container."""
+
+
+def with_devices(context: Context, request: Request, scratch: str) -> Request:
+    """The request with the bundle as it will be restored: with its devices, and what its mounts' sources lead to.
+
+    Args:
+        scratch: as for `devices.at_restore`.
+    """
+    return replace(request, bundle=facts.follow(devices.at_restore(context, request.bundle, scratch)))
 
 
 def prepare(context: Context, request: Request, found: Found) -> Prepared:
@@ -66,6 +112,22 @@ def prepare(context: Context, request: Request, found: Found) -> Prepared:
     Raises:
         CheckpointError: it is incomplete, damaged, or another container's.
         PlanError: the new container lacks something, everything named.
+    """
+    looked = survey(context, request, found)
+    try:
+        if looked.problems:
+            raise PlanError(context.container, looked.problems)
+        return decide(context, looked)
+    except BaseException:
+        looked.close()
+        raise
+
+
+def survey(context: Context, request: Request, found: Found) -> Survey:
+    """Read the checkpoint, look at the machine, and collect every problem. The caller closes what it gets.
+
+    Raises:
+        CheckpointError: it is incomplete, damaged, or another container's.
     """
     _check_name(request, found)
     manifest = _read_manifest(request, found)
@@ -81,44 +143,53 @@ def prepare(context: Context, request: Request, found: Found) -> Prepared:
 
         cuda = cudarestore.prepare(context, request.bundle, decoded, manifest)
     try:
-        return _decide(context, request, found, decoded, manifest, parts, made, cuda)
+        problems = (*made.problems, *(cuda.problems if cuda else ()), *preflight.problems(request.bundle, found.images))
     except BaseException:
         if cuda:
             cuda.close()
         raise
+    return Survey(
+        request=request,
+        found=found,
+        manifest=manifest,
+        images=decoded,
+        contents=parts,
+        plan=made,
+        cuda=cuda,
+        problems=problems,
+    )
 
 
-def _decide(
-    context: Context,
-    request: Request,
-    found: Found,
-    decoded: images.Images,
-    manifest: manifests.Manifest | None,
-    parts: contents.Found | Found,
-    made: plan.Plan,
-    cuda: "cudarestore.Prepared | None",
-) -> Prepared:
-    """Every problem at once, or what will be done."""
-    problems = (*made.problems, *(cuda.problems if cuda else ()), *preflight.problems(request.bundle, found.images))
-    if problems:
-        raise PlanError(context.container, problems)
+def decide(context: Context, looked: Survey, *, compare: bool = True) -> Prepared:
+    """What will be done about connections, the host name and memory, and what changes in the images.
+
+    Args:
+        compare: compare the checkpoint's files with their checksums, which reads them.
+
+    Raises:
+        CheckpointError: an image is damaged, can't be adapted, or holds a connection that the configuration refuses.
+        RestoreError: the configuration asks for what can't be done.
+    """
+    request, decoded, made, cuda = looked.request, looked.images, looked.plan, looked.cuda
     established = any(flag.lstrip("-") == "tcp-established" for flag in request.flags)
-    tcp = connections.decide(context.config, found.images, decoded.files, all_established=established)
+    tcp = connections.decide(context.config, looked.found.images, decoded.files, all_established=established)
     changes = plan.merge(
         made.rewrites, tcp.rewrites, hostname.rewrites(request.bundle, decoded.files), cuda.rewrites if cuda else {}
     )
     facts.check_rewritable(decoded, changes)
     closed = [f"the TCP connection {connection} is closed" for connection in tcp.closed]
-    memory = memoryplan.prepare(context, decoded, manifest, stopped=not request.shell_job)
-    for warning in (*made.warnings, *(cuda.plan.warnings if cuda else ()), *closed):
+    memory = memoryplan.prepare(context, decoded, looked.manifest, stopped=not request.shell_job, compare=compare)
+    warnings = (*looked.warnings, *closed)
+    for warning in warnings:
         context.log.line("warning", f"container {context.container}: {warning}")
     return Prepared(
         plan=replace(made, criu={**made.criu, **tcp.criu, **(cuda.criu if cuda else {})}, rewrites=changes),
         images=decoded,
-        contents=parts,
+        contents=looked.contents,
         made_up={**_missing(decoded), **memory.staged},
         memory=memory,
         cuda=cuda,
+        warnings=warnings,
     )
 
 

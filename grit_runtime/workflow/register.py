@@ -79,7 +79,7 @@ def install(engine: str, *, name: str, binary: str, root: str, dry_run: bool, co
         ConfigError: the engine's configuration can't be read or written.
     """
     machine = Machine(os.path.abspath(root))
-    request = Request(name=name, binary=binary or _launcher(), copy_section=copy_section, major=_major(engine, machine))
+    request = Request(name=name, binary=binary or launcher(), copy_section=copy_section, major=_major(engine, machine))
     plan = ENGINES[engine].plan(machine, request)
     there = machine.read(plan.path)
     refusals = [*_foreign(plan, there, ENGINES[engine]), *_binary_problem(machine, request.binary)]
@@ -141,7 +141,7 @@ def _foreign(plan: Plan, there: str | None, engine: Engine) -> list[str]:
     return [] if whose is Whose.OURS else [f"{plan.path} is {whose.value}: move it away first"]
 
 
-def _launcher() -> str:
+def launcher() -> str:
     """The launcher that lies beside this package (tools/install), or the one in PATH."""
     library = os.path.dirname(os.path.dirname(os.path.abspath(grit_runtime.__file__)))
     beside = os.path.normpath(os.path.join(library, "../../bin/grit-runtime"))

@@ -12,26 +12,18 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import replace
 
 from grit_runtime import names
-from grit_runtime.criu import conf, hints, images, logs, stage
+from grit_runtime.criu import hints, images, logs, stage
 from grit_runtime.downstream import relay
 from grit_runtime.errors import RestoreError
-from grit_runtime.host import effects, files, links, proc, remount, run
+from grit_runtime.host import effects, files, proc, remount, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
-from grit_runtime.workflow import (
-    contents,
-    devices,
-    facts,
-    plan,
-    recover,
-    verify,
-)
+from grit_runtime.workflow import contents, intended, recover, verify
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import restored_container
-from grit_runtime.workflow.prepare import Prepared, Request, prepare
+from grit_runtime.workflow.prepare import Prepared, Request, prepare, with_devices
 from grit_runtime.workflow.source import Source, open_source
 
 
@@ -49,14 +41,14 @@ def restore(context: Context, request: Request) -> int:
     workspace = open_workspace(context.workspace_path, timeout=context.config.timeouts.lock)
     try:
         if recover.settle(workspace) is not None or context.downstream.has(context.container):
-            raise RestoreError(f"container with id {context.container} exists: container with given ID already exists")
+            raise intended.taken(context.container)
     except BaseException:
         workspace.close(remove=not os.path.exists(workspace.journal))
         raise
     transaction = Transaction(workspace, {**context.header("restore"), "images": request.images})
     try:
         source = open_source(context, transaction, request.images, request.pin)
-        request = replace(request, bundle=facts.follow(devices.at_restore(context, request.bundle)))
+        request = with_devices(context, request, f"{context.workspace_path}/toolkit")
         prepared = prepare(context, request, source.found)
         transaction.amend({"stopped": list(prepared.plan.stopped)})
         try:
@@ -79,9 +71,9 @@ def _apply(
     contents.apply(context, transaction, prepared.contents, request.bundle)
     timeout = context.config.timeouts.command
     kept = effects.cgroup_options(context.config.state_dir)
-    led = _links(context, prepared.plan)
+    led = intended.shared_links(context, prepared.plan)
     try:
-        for effect in (*kept, *_mountpoints(prepared.plan), *led):
+        for effect in (*kept, *intended.mountpoints(prepared.plan), *led):
             transaction.do(effect)
     except OSError as err:
         raise RestoreError(f"cannot restore container {context.container}: {err.filename}: {err.strerror}") from None
@@ -114,24 +106,6 @@ def _apply(
     return running
 
 
-def _mountpoints(made: plan.Plan) -> list[effects.MakeMountpoint]:
-    """What is missing of the mountpoints that only CRIU mounts on; outer ones are shared."""
-    found = [
-        effect
-        for point in made.mountpoints
-        for effect in effects.missing_mountpoints(point.base, point.path, directory=point.directory)
-    ]
-    return list(dict.fromkeys(found))
-
-
-def _links(context: Context, made: plan.Plan) -> list[links.SharedLink]:
-    """The links of the plan."""
-    registry = os.path.join(context.config.state_dir, links.REGISTRY)
-    root, container = os.path.split(context.workspace_path)
-    owner = f"{os.path.basename(root)}!{container}"
-    return [links.SharedLink(link.path, link.target, registry, owner) for link in made.links]
-
-
 def _stage(workspace: Workspace, prepared: Prepared) -> str:
     staged = workspace.file("images")
     os.mkdir(staged, 0o700)
@@ -147,8 +121,7 @@ def _configure(context: Context, request: Request, prepared: Prepared, transacti
     if cuda:
         os.makedirs(workspace.file(names.NO_PLUGINS), mode=0o700)
     configuration = workspace.file("criu.conf")
-    users = files.read_text(bundle.annotations.get(names.CRIU_CONFIG_ANNOTATION, names.CRIU_DEFAULT_CONFIG))
-    files.write_atomically(configuration, conf.merge(context.config.criu_restore, users, made.criu).encode())
+    files.write_atomically(configuration, intended.criu_configuration(context, bundle, made).encode())
     annotations = {**bundle.section("annotations"), names.CRIU_CONFIG_ANNOTATION: configuration}
     config = cuda.with_devices(bundle.config) if cuda else bundle.config
     edited = json.dumps({**config, "annotations": annotations}).encode()
@@ -167,10 +140,7 @@ def _run(
     work = request.work or workspace.file("work")
     if not request.work:
         os.mkdir(work, 0o700)
-    argv = context.downstream.argv(
-        log_file, "restore", "--image-path", staged, "--work-path", work, "--pid-file", pid_file,
-        "--bundle", request.bundle.path, *request.flags, context.container,
-    )  # fmt: skip
+    argv = intended.command(context, request, staged, log_file=log_file, work=work, pid_file=pid_file)
     name, _, value = marker.partition("=")
     env = {**run.caller_environment(), name: value}
     # Killed with us: a shim whose `create` was killed takes the rootfs away at once, and a runc that goes on would make

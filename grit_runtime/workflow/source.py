@@ -24,20 +24,10 @@ class Source:
 def open_source(context: Context, transaction: Transaction, path: str, pin: Pin | None) -> Source:
     """Find out what lies at `path`, and unpack it if need be.
 
-    From here on the checkpoint is known by a descriptor: what has that name later doesn't matter.
-
-    Args:
-        pin: what is there, if it was opened already.
-
     Raises:
         CheckpointError: there is nothing, or no checkpoint, or an archive holds what it may not.
     """
-    try:
-        pin = pin or beneath.pin(path)
-    except OSError:
-        raise CheckpointError(f"no such checkpoint: {path} is no directory") from None
-    context.log.shown[pin.path] = pin.shown
-    _require_signature(context, pin)
+    pin = hold(context, path, pin)
     if stat.S_ISDIR(pin.stat().st_mode):
         return Source(found=kinds.find(pin.path, pin.shown))
     settings = context.config.archive
@@ -55,6 +45,26 @@ def open_source(context: Context, transaction: Transaction, path: str, pin: Pin 
 
     archive.unpack(pin.path, target, max_bytes=settings.max_bytes, max_entries=settings.max_entries, held=True)
     return Source(found=kinds.unpacked(target), effects=tuple(reversed(made)))
+
+
+def hold(context: Context, path: str, pin: Pin | None) -> Pin:
+    """Open the checkpoint, and verify who made it, where that is asked for.
+
+    From here on it is known by a descriptor: what has that name later doesn't matter.
+
+    Args:
+        pin: what is there, if it was opened already.
+
+    Raises:
+        CheckpointError: there is nothing, or no signature that it needs.
+    """
+    try:
+        pin = pin or beneath.pin(path)
+    except OSError:
+        raise CheckpointError(f"no such checkpoint: {path} is no directory") from None
+    context.log.shown[pin.path] = pin.shown
+    _require_signature(context, pin)
+    return pin
 
 
 def _require_signature(context: Context, pin: Pin) -> None:

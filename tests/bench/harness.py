@@ -150,6 +150,10 @@ class Place:
         argv = ["-d", "--image-path", str(self.images), "--work-path", str(self.path / "work")]
         return self._measured(tool, "restore", *argv, "--bundle", str(self.bundle), self.container)
 
+    def look(self, *argv: str) -> Ran:
+        """One of our commands that only look."""
+        return Ran(seconds=self._call(self.runtime, *argv))
+
     def require_good(self) -> None:
         """Have the container compare all that it has."""
         (self.data / "go").touch()

@@ -22,7 +22,10 @@ SETTINGS = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-OURS = ("checkpoint", "restore", "recover", "config", "export", "sign", "inspect", "diff", "install", "uninstall")
+OURS = (
+    "checkpoint", "restore", "recover", "config", "export", "sign", "inspect", "diff", "install", "uninstall", "plan",
+    "doctor", "checkpoints", "prune", "capture", "restore-into", "completion",
+)  # fmt: skip
 THEIRS = ("create", "start", "state", "kill", "delete", "run", "exec", "list", "ps", "features", "spec", "x")
 CONTAINERS = ("waiting", "traced", "elsewhere", "none", *OURS, "create", "delete")
 VALUES = (

@@ -68,7 +68,7 @@ PASSED_ON: list[tuple[Word, ...]] = [
     ("state", "*?$(id)`id`'\"\\"),
     (b"--root=/\xff\xfe", b"state", b"\x80\x81"),
     (b"\xff", b"checkpoint"),
-    ("checkpoints", "x"),
+    ("checkpointed", "x"),
     ("Restore", "x"),
     ("--roots", "x", "checkpoint"),
     ("state", "../../x"),
@@ -94,6 +94,13 @@ def test_arguments_reach_the_downstream_as_they_are(contract: Contract, args: tu
         ("export", "a", "b"),
         ("inspect", "--json", "a"),
         ("diff", "a", "b"),
+        ("doctor", "--json"),
+        ("checkpoints",),
+        ("completion", "bash"),
+        ("capture", "--name", "n", "x"),
+        ("restore-into", "--name", "n", "b"),
+        ("prune", "--keep", "1"),
+        ("plan", "--bundle", "a", "--image-path", "b", "x"),
         ("install", "--engine", "podman"),
         ("uninstall", "--engine", "podman"),
         ("--root", "/r", "--log=/l", "-debug", "checkpoint", "--image-path", "/i", "x"),
@@ -298,7 +305,7 @@ def test_whoever_is_not_root_is_passed_on(contract: Contract, args: tuple[str, .
     assert contract.passed(called, *args).uid == 65534
 
 
-@pytest.mark.parametrize("args", [("inspect", "/c"), ("diff", "/a", "/b")], ids=repr)
+@pytest.mark.parametrize("args", [("inspect", "/c"), ("diff", "/a", "/b"), ("completion", "bash")], ids=repr)
 def test_whoever_is_not_root_may_look_at_checkpoints(contract: Contract, args: tuple[str, ...]) -> None:
     contract.configure()
     called = contract.call(*args, user=65534, group=65534, extra_groups=[])

@@ -19,6 +19,15 @@ def _run(name: str, *options: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
 
+def test_looking_at_a_large_checkpoint(tmp_path: Path) -> None:
+    figures = tmp_path / "looking.json"
+    said = _run("looking", "--runtime", str(RUNTIME), "--rounds", "1", "--entries", "64", "--json", str(figures))
+    assert [line.split(":")[0] for line in said.splitlines()[:2]] == [
+        "inspect of 30 GiB, 64 entries", "plan of 30 GiB, 64 entries",
+    ]  # fmt: skip
+    assert json.loads(figures.read_text())["looking"][0]["gib"] == 30
+
+
 def test_small_sizes_end_in_a_table_and_a_picture(tmp_path: Path) -> None:
     before = set(os.listdir("/dev/shm"))
     memory, growth, picture = (str(tmp_path / name) for name in ("memory.json", "growth.json", "picture.svg"))

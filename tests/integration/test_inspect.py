@@ -201,14 +201,14 @@ def test_of_thirty_gibibytes_no_page_is_read(machine: Machine, packed: bool) -> 
     path = taken
     if packed:
         path = machine.path / "large.tar"
-        _sparse(path, taken)
+        sparse(path, taken)
     ran, read = _limited(machine, path)
     assert ran.code == (1 if packed else 0), ran.err
     assert "30.0 GiB" in ran.out
     assert read < before + (4 << 20)
 
 
-def _sparse(path: Path, images: Path) -> None:
+def sparse(path: Path, images: Path) -> None:
     """A tar of the images whose pages take no room."""
     with tarfile.open(path, "w") as written:
         for file in sorted(images.iterdir(), key=lambda file: file.stat().st_size):

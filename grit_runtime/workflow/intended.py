@@ -1,0 +1,53 @@
+"""What a restore does to the machine, made of its plan: the restore does it, and `foresee` shows it."""
+
+import os
+
+from grit_runtime import names
+from grit_runtime.criu import conf
+from grit_runtime.errors import RestoreError
+from grit_runtime.host import effects, files, links
+from grit_runtime.oci.bundle import Bundle
+from grit_runtime.workflow import plan
+from grit_runtime.workflow.context import Context
+from grit_runtime.workflow.prepare import Request
+
+
+def mountpoints(made: plan.Plan) -> list[effects.MakeMountpoint]:
+    """What is missing of the mountpoints that only CRIU mounts on; outer ones are shared."""
+    found = [
+        effect
+        for point in made.mountpoints
+        for effect in effects.missing_mountpoints(point.base, point.path, directory=point.directory)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def shared_links(context: Context, made: plan.Plan) -> list[links.SharedLink]:
+    """The links of the plan."""
+    registry = os.path.join(context.config.state_dir, links.REGISTRY)
+    root, container = os.path.split(context.workspace_path)
+    owner = f"{os.path.basename(root)}!{container}"
+    return [links.SharedLink(link.path, link.target, registry, owner) for link in made.links]
+
+
+def criu_configuration(context: Context, bundle: Bundle, made: plan.Plan) -> str:
+    """The text of CRIU's configuration.
+
+    Raises:
+        ConfigError: an option of the site's can't be written in one.
+    """
+    users = files.read_text(bundle.annotations.get(names.CRIU_CONFIG_ANNOTATION, names.CRIU_DEFAULT_CONFIG))
+    return conf.merge(context.config.criu_restore, users, made.criu)
+
+
+def command(context: Context, request: Request, staged: str, *, log_file: str, work: str, pid_file: str) -> list[str]:
+    """How the downstream is called; its pid file is ours until all is verified."""
+    return context.downstream.argv(
+        log_file, "restore", "--image-path", staged, "--work-path", work, "--pid-file", pid_file,
+        "--bundle", request.bundle.path, *request.flags, context.container,
+    )  # fmt: skip
+
+
+def taken(container: str) -> RestoreError:
+    """What is said of an id that is taken, in runc's words."""
+    return RestoreError(f"container with id {container} exists: container with given ID already exists")
