@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grit_runtime.errors import DownstreamError
-from grit_runtime.host import cgroups, files, run
+from grit_runtime.host import cgroups, files, proc, run
 from grit_runtime.oci import log
 from grit_runtime.oci.argv import Invocation
 
@@ -91,10 +91,24 @@ class Downstream:
         controller to directory, of v2 one without a name. Empty if there is no such state, as with another runtime.
         """
         try:
-            found = json.loads(files.read_text(os.path.join(self.root, container, "state.json")))["cgroup_paths"]
-            return {str(name): str(path) for name, path in found.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return {str(name): str(path) for name, path in self._runc_state(container)["cgroup_paths"].items()}
+        except (KeyError, AttributeError):
             return {}
+
+    def init(self, container: str) -> int:
+        """The container's first process, as runc's state has it; 0 if that is over, or there is no such state."""
+        found = self._runc_state(container)
+        pid = found.get("init_process_pid")
+        if not isinstance(pid, int) or pid <= 0 or proc.start_time(pid) != found.get("init_process_start"):
+            return 0
+        return pid
+
+    def _runc_state(self, container: str) -> dict[str, Any]:
+        try:
+            found = json.loads(files.read_text(os.path.join(self.root, container, "state.json")))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def processes(self, container: str, *, timeout: float) -> list[int]:
         """The host pids of everything in the container's cgroup: `ps`, or, sooner, what that looks at."""

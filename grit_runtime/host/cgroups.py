@@ -57,25 +57,30 @@ def processes(directory: str) -> list[int]:
     return [pid for pid in found if pid > 0]
 
 
-def end(paths: Mapping[str, str], *, timeout: float) -> None:
-    """Kill everything in a container's cgroups, frozen or not, and wait until nothing is left, or `timeout` seconds.
+def end(paths: Mapping[str, str], init: int, *, timeout: float) -> None:
+    """Kill a container, frozen or not, and wait until it is over, or `timeout` seconds.
 
-    On cgroup v1 a frozen process does not die: once each has its signal, they are let go.
+    Those of its cgroup are killed that are in the pid namespace of `init`: somebody else's may be in the cgroup, too.
+    One that shares the host's pid namespace is left to whoever calls. On cgroup v1 a frozen process does not die: once
+    each has its signal, they are let go.
 
     Args:
         paths: controller to directory; of v2 one, without a name.
     """
-    directory = paths.get("") or paths.get("devices", "")
-    if not os.path.isdir(directory):
+    namespace = proc.namespace(init, "pid")
+    if namespace is None or namespace == proc.namespace("self", "pid"):
         return
-    for pid in processes(directory):
+    pids = [
+        pid for pid in processes(paths.get("") or paths.get("devices", "")) if proc.namespace(pid, "pid") == namespace
+    ]
+    for pid in pids:
         proc.send_signal(pid, signal.SIGKILL)
     freezer = os.path.join(paths.get("freezer", ""), "freezer.state")
-    if os.path.isabs(freezer) and os.path.exists(freezer):
+    if pids and os.path.isabs(freezer) and os.path.exists(freezer):
         with open(freezer, "w", encoding="ascii") as stream:
             stream.write("THAWED")
     deadline = time.monotonic() + timeout
-    while processes(directory) and time.monotonic() < deadline:
+    while not all(proc.has_ended(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.002)
 
 

@@ -28,7 +28,8 @@ def finish(header: dict[str, Any]) -> None:
     container, timeout = header["container"], header["timeout"]
     cuda = header.get("cuda")
     if not header["leave_running"]:
-        cgroups.end(downstream.cgroup_paths(container), timeout=timeout)  # what runc would look for every 100 ms
+        # What runc would look for every 100 ms.
+        cgroups.end(downstream.cgroup_paths(container), downstream.init(container), timeout=timeout)
         if cuda:
             _end_cuda(downstream, container, [pid for pid, _, _ in cuda["targets"]], timeout)
         result = downstream.call("delete", "--force", container, timeout=timeout)
