@@ -118,8 +118,14 @@ def _images(context: Context, partial: str, pids: list[int], opened: list[int]) 
         if which.startswith(_SHARED):
             opened.append(_open_shared(context, int(which.removeprefix(_SHARED)), pids))
             memory = save.OfFile(opened[-1])
-        else:
+        elif int(which) in inner:
             memory = save.OfProcess(inner[int(which)])
+        else:
+            raise CaptureError(
+                f"cannot write the memory of container {context.container}: CRIU dumped process {which}, which is not "
+                "in its cgroup",
+                hint="move it there, or set `memory.transport: criu`",
+            )
         found.append(save.Image(path=path, pagemap=pagemap, memory=memory))
     return found
 
