@@ -114,11 +114,16 @@ class RestoredContainer(Effect):
         for path in reversed(mounts.at_or_below(state_directory)):
             mounts.unmount(path)
         self._unmount_below_rootfs()
+        result = None
         if os.path.lexists(state_directory):
-            downstream.call("delete", "--force", self.container, timeout=self.timeout)
+            result = downstream.call("delete", "--force", self.container, timeout=self.timeout)
         found = cgroups.directories(self.cgroups_path, self.container, systemd=self.systemd)
         if not cgroups.clear(found, timeout=self.timeout):
             raise OSError(f"processes are left in {', '.join(found)}")
+        if result and os.path.lexists(state_directory):
+            raise OSError(
+                f"{self.program} delete left {state_directory}: {result.err.strip()[-200:] or result.describe()}"
+            )
 
     def _unmount_below_rootfs(self) -> None:
         before = list(self.mounted)

@@ -1,8 +1,13 @@
 """What recovery must know by itself."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from grit_runtime.workflow.effects import RestoredContainer
 
 SCRIPT = """
 import importlib, pkgutil, grit_runtime
@@ -22,3 +27,21 @@ def test_every_effect_that_a_journal_may_hold_is_known_to_recovery() -> None:
     argv = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(argv, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("does", "left"), [("exit 2", True), ('rm -r "$2/c"; exit 1', False)])
+def test_a_container_that_could_not_be_deleted_is_not_undone(tmp_path: Path, does: str, left: bool) -> None:
+    """A runtime that ends by itself, for want of threads, say, is called again by the next recovery."""
+    program, root = tmp_path / "runc", tmp_path / "root"
+    program.write_text(f"#!/bin/sh\n{does}\n")
+    program.chmod(0o755)
+    (root / "c").mkdir(parents=True)
+    effect = RestoredContainer(
+        program=str(program), options=["--root", str(root)], root=str(root), container="c", rootfs=str(tmp_path),
+        mounted=[], cgroups_path=f"/grit-none-{os.getpid()}", systemd=False, timeout=5,
+    )  # fmt: skip
+    if left:
+        with pytest.raises(OSError, match="delete left"):
+            effect.undo()
+    else:
+        effect.undo()
