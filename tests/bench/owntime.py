@@ -141,7 +141,7 @@ def bundle(machine: Recorded, name: str, mounts: int) -> Bundle:
 def rounds(machine: Recorded, runtimes: dict[str, str], mounts: int, runs: int) -> Iterator[Row]:
     """Capture, restore and create by annotation, each runtime in turn."""
     old, new, pod = (bundle(machine, f"{kind}-{mounts}", mounts) for kind in ("old", "new", "pod"))
-    images = machine.checkpoints / f"counter-{mounts}/app/checkpoint"
+    images = machine.checkpoints / f"ns/counter-{mounts}/app/checkpoint"
     pod.annotate(type="container", name="app", namespace="ns", checkpoint=str(images.parent.parent))
     machine.start(f"old-{mounts}", old)
     rows = {
