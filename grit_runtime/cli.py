@@ -9,7 +9,7 @@ import click
 
 from grit_runtime import __version__, names
 from grit_runtime.checkpoint import export as writing
-from grit_runtime.commands import byhand, checkpoints, common, completion, doctor, plan
+from grit_runtime.commands import byhand, checkpoints, common, completion, diagnose, doctor, plan
 from grit_runtime.commands.common import printed as _print
 from grit_runtime.commands.common import said as _said
 from grit_runtime.config import Config
@@ -256,5 +256,6 @@ _commands.add_command(byhand.restore_into)
 _commands.add_command(checkpoints.checkpoints)
 _commands.add_command(checkpoints.prune_checkpoints)
 _commands.add_command(completion.command)
+_commands.add_command(diagnose.command)
 _commands.add_command(doctor.command)
 _commands.add_command(plan.command)

@@ -59,7 +59,7 @@ def test_a_hint_is_found_anywhere_in_the_log_and_only_in_errors(tmp_path: Path) 
     with open(log, "w", encoding="utf-8") as stream:
         stream.write("(00.1) Dumping ghost file contents\n")
     assert hints.find(log) == ""
-    assert hints.with_log(log, "/kept") == "CRIU's log: /kept"
+    assert hints.with_log(log, "/kept") == "CRIU's log: /kept (`grit-runtime diagnose` reads it)"
 
 
 def test_the_names_of_our_own_uts_namespace_are_read_and_we_stay_in_it() -> None:

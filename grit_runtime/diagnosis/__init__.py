@@ -1,0 +1,1 @@
+"""What went wrong, read from logs (docs/diagnose.md)."""
