@@ -104,9 +104,19 @@ def _made(bundle: Bundle, mount: ImageMount, steps: tuple[MountStep, ...]) -> li
     there = wanted.get(mount.mountpoint, "")
     if there == mount.fstype or {there, mount.fstype} <= _CGROUPS:
         return []
+    if _is_hierarchy(bundle, mount, wanted.get(os.path.dirname(mount.mountpoint), "")):
+        return []
     if any(_is_view_of(mount, step.mount) for step in steps if step.from_host or step.action is Action.ROOT):
         return []
     return [f"mount {mount.mountpoint} of the checkpoint ({mount.fstype}) is not in the new container's config.json"]
+
+
+def _is_hierarchy(bundle: Bundle, mount: ImageMount, above: str) -> bool:
+    """One of cgroup v1's, which runc mounts by itself below config.json's directory for them where the container has a
+    cgroup namespace: it shows the container's own part there.
+    """
+    apart = any(namespace.get("type") == "cgroup" for namespace in bundle.objects("linux", "namespaces"))
+    return apart and {mount.fstype, above} <= _CGROUPS
 
 
 def _part_of_proc(bundle: Bundle, mount: ImageMount) -> list[str]:

@@ -21,6 +21,10 @@ def test_a_deleted_file_above_the_configured_limit_is_refused_with_what_to_set(m
     said = Situation(machine, "deleted-in-rootfs").cannot_be_dumped()
     assert "ghost" in said
     assert "raise ghost-limit" in said
+    assert "`grit-runtime diagnose` reads it" in said
+    found = machine.grit("diagnose").ok().out
+    assert "1. ghost-file: " in found, found
+    assert re.search(r"-dump\.log:\d+: \(.*ghost", found)
 
 
 def test_the_configured_timeout_reaches_criu_and_not_its_ten_seconds(machine: Machine) -> None:

@@ -262,6 +262,24 @@ def test_what_the_container_has_anyway_is_granted(mount: ImageMount) -> None:
     assert _grants(*_USUAL, _mount("/x", "/x"), mount) == []
 
 
+@pytest.mark.parametrize(
+    ("namespaces", "flags", "expected"),
+    [
+        ([{"type": "cgroup"}], 1, ""),
+        ([], 1, "mount /sys/fs/cgroup/cpu of the checkpoint (cgroup) is not in the new container's config.json"),
+        ([{"type": "cgroup"}], 0, "mount /sys/fs/cgroup/cpu is read-only in the new container"),
+    ],
+)
+def test_hierarchies_of_cgroup_v1_need_a_cgroup_namespace(
+    namespaces: list[dict[str, str]], flags: int, expected: str
+) -> None:
+    config = copy.deepcopy(_CONFIG)
+    config["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "options": ["ro"]})
+    config["linux"]["namespaces"] = namespaces
+    found = _grants(*_USUAL, _mount("/sys/fs/cgroup/cpu", fstype="cgroup", flags=flags), bundle=_bundle(config))
+    assert found == [] if not expected else expected in found[0]
+
+
 def test_images_whose_open_files_cannot_be_looked_at_are_named() -> None:
     images = Images(path="/i", files=("reg-files.img",), mounts=_USUAL, processes=(), version=2)
     offer = Offer(provided=mount_plan.provided(_bundle(), {}, ()), sources={})
