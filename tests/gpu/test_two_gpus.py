@@ -94,6 +94,17 @@ def test_as_many_gpus_as_it_saw_are_asked_for(gpu: GpuMachine) -> None:
     gpu.goes_on(back)
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_more_gpus_than_it_saw(gpu: GpuMachine, moved: bool) -> None:
+    first, second = _query("uuid")[:2]
+    old = gpu.begin("old", "training", gpus=[0])
+    images = gpu.capture("old")
+    chosen = {"grit.dev/device-map": f"{first}={second}"} if moved else {}
+    new = gpu.bring_back(images, "new", old, gpus=[0, 1], annotations=chosen)
+    assert _used()[int(moved)] > 400
+    gpu.goes_on(new)
+
+
 def test_a_process_with_both_gpus_is_refused_and_runs_on(gpu: GpuMachine) -> None:
     """What PyTorch's own allocator maps across GPUs is what the driver takes and doesn't give back."""
     old = gpu.begin("old", "both", gpus=[0, 1])
