@@ -113,14 +113,13 @@ TABLE: tuple[Cause, ...] = (
         means="a mount of the checkpoint's, keyed as external, has no source in the new container: config.json lacks "
         "it, "
         "as it lacks NVIDIA's mounts where `restore` went to NVIDIA's runtime, which edits `create` only",
-        todo="give the new container a mount of that destination; grit-runtime's own restore names it beforehand "
-        "(`plan`)",
+        todo="give the new container a mount of that destination; `grit-runtime plan` names all that it lacks",
     ),
     Cause(
         id="mount-source-missing",
         line=r"Can't bind-mount at",
         means="the source of a mount is not there: a path of the old pod, often",
-        todo="restore by grit-runtime, which takes the new container's source, or make the source",
+        todo="make that source, or give the new container another one for the destination",
     ),
     Cause(
         id="mount-no-root",
@@ -128,26 +127,27 @@ TABLE: tuple[Cause, ...] = (
         means="a mount shows a part of a file system whose root is mounted nowhere in the container, such as a bind "
         "from "
         "the host that config.json does not know",
-        todo="checkpoint by grit-runtime, which keys such mounts as external",
+        todo="unmount it before, or name it as external for criu.dump; grit-runtime keys those that it finds "
+        "in the container's mount table, plain runc those of config.json",
     ),
     Cause(
         id="mount-sharing",
         line=r"has unreachable sharing|Failed to copy sharing",
         means="a mount is shared with, or a slave of, one outside of the container",
-        todo="checkpoint by grit-runtime, which keys it; with the mount engine of old, mntns-compat-mode: true for "
-        "criu.dump and criu.restore",
+        todo="make the mount private in the container (rprivate), or set mntns-compat-mode: true for criu.dump"
+        " and criu.restore",
     ),
     Cause(
         id="link-remap",
         line=r"Can't create link remap for",
         means="an open file has lost its name, and CRIU may not make it a new one",
-        todo="set link-remap: true for criu.dump; in /dev/shm of a pod, contents.dev-shm carries the file",
+        todo="set link-remap: true for criu.dump",
     ),
     Cause(
         id="inotify",
         line=r"Can't dump that handle",
         means="a process watches a file (inotify, fanotify) whose path CRIU cannot find, as on an overlay",
-        todo="let the process watch by polling, or watch a volume; CRIU 4.3 may do better on an overlay",
+        todo="let the process watch by polling, or watch a volume",
     ),
     Cause(
         id="freeze",
@@ -182,7 +182,7 @@ TABLE: tuple[Cause, ...] = (
         id="plugin-missing",
         line=r"Missing required plugin",
         means="the dump was made with a plugin of CRIU's that is not loaded now",
-        todo="restore by grit-runtime, or install the plugin",
+        todo="install the plugin in CRIU's libdir; for cuda_plugin, restore by grit-runtime, which needs none",
     ),
     Cause(
         id="file-changed",
@@ -221,7 +221,7 @@ TABLE: tuple[Cause, ...] = (
         id="cpu",
         line=r"CPU .*do not match run time",
         means="this machine's processor lacks what the old one's had",
-        todo="restore on a machine with the same processor, or dump with cpu-cap of the lesser one",
+        todo="restore on a machine whose processor has what the old one's had",
     ),
     Cause(
         id="no-space",

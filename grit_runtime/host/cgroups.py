@@ -1,8 +1,10 @@
-"""Where a container's cgroups are, and emptying what a killed restore left in them.
+"""Where a container's cgroups are, who is in them, and ending that.
 
-Only for the case that the downstream has no state of the container yet: then nobody but us knows of its cgroups.
+`directories` and `clear` are for what a killed restore left: the downstream may have no state of the container yet, and
+nobody but us knows of its cgroups.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -75,9 +77,11 @@ def end(paths: Mapping[str, str], init: int, *, timeout: float) -> None:
     ]
     for pid in pids:
         proc.send_signal(pid, signal.SIGKILL)
-    freezer = os.path.join(paths.get("freezer", ""), "freezer.state")
-    if pids and os.path.isabs(freezer) and os.path.exists(freezer):
-        with open(freezer, "w", encoding="ascii") as stream:
+    if pids and "freezer" in paths:
+        with (
+            contextlib.suppress(OSError),  # it is over, and its cgroup gone
+            open(os.path.join(paths["freezer"], "freezer.state"), "w", encoding="ascii") as stream,
+        ):
             stream.write("THAWED")
     deadline = time.monotonic() + timeout
     while not all(proc.has_ended(pid) for pid in pids) and time.monotonic() < deadline:

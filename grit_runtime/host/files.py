@@ -68,9 +68,9 @@ def sync_file(path: str) -> None:
 
 
 def read_text(path: str, limit: int = 1 << 20) -> str:
-    """The end of a text file, at most `limit` bytes; an empty string if it isn't there."""
+    """The end of a text file, at most `limit` bytes; an empty string if it isn't there, or would keep us waiting."""
     try:
-        with open(path, "rb") as stream:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             stream.seek(max(0, size - limit))
             return stream.read(limit).decode(errors="replace")

@@ -1,7 +1,5 @@
 """Processes that talk to each other by NCCL, as far as /proc shows it (proc_pid_net(5), unix(7))."""
 
-import os
-
 from grit_runtime.host import proc
 
 # Each rank of a communicator has a socket of this name, abstract or not, for as long as the communicator lives; handles
@@ -34,12 +32,5 @@ def _sockets(pid: int) -> set[str]:
 
 def _open_sockets(pid: int) -> set[str]:
     """The inodes of the sockets that the process has open."""
-    prefix, found = "socket:[", set()
-    try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            target = os.readlink(f"/proc/{pid}/fd/{name}")
-            if target.startswith(prefix):
-                found.add(target[len(prefix) : -1])
-    except OSError:
-        return found
-    return found
+    prefix = "socket:["
+    return {path[len(prefix) : -1] for path in proc.open_paths(pid) if path.startswith(prefix)}

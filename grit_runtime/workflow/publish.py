@@ -65,6 +65,8 @@ def _end_cuda(downstream: Downstream, container: str, pids: list[int], timeout: 
     They hold what a restore needs until the driver has let go of them, which takes longer than runc waits: its cgroup,
     and the abstract socket `cuda-uvmfd-..` in a network namespace that a restored container may share.
     """
+    if all(proc.has_ended(pid) for pid in pids):
+        return
     downstream.call("kill", container, "KILL", timeout=timeout)
     if downstream.has(container):
         resume(downstream, container, timeout)  # on cgroup v1 a frozen process doesn't die

@@ -118,18 +118,22 @@ def _fine_or_one_line(machine: Machine, code: int, said: str, bundle: Bundle, *,
         assert machine.containers() == []
 
 
+def _call(machine: Machine, images: Path, bundle: Bundle, verb: str) -> list[str]:
+    """The command line of a restore as `c`, or of a checkpoint of it, which runs then; an older log is gone."""
+    (machine.path / "log.json").unlink(missing_ok=True)
+    if verb == "restore":
+        return machine.argv("restore", "-d", "--image-path", str(images), "--bundle", str(bundle.path), "c")
+    machine.start("c", bundle)
+    return machine.argv("checkpoint", "--leave-running", "--image-path", str(machine.checkpoints / "x"), "c")
+
+
 @pytest.mark.parametrize("limit", [10, 16, 24, 32])
 @pytest.mark.parametrize("verb", ["restore", "checkpoint"])
 def test_no_more_descriptors_is_one_line_and_costs_nothing(
     machine: Machine, images: Path, verb: str, limit: int
 ) -> None:
     bundle = machine.bundle("c")
-    argv = machine.argv("restore", "-d", "--image-path", str(images), "--bundle", str(bundle.path), "c")
-    if verb == "checkpoint":
-        machine.start("c", bundle)
-        argv = machine.argv("checkpoint", "--leave-running", "--image-path", str(machine.checkpoints / "x"), "c")
-    log = machine.path / "log.json"
-    log.unlink(missing_ok=True)
+    argv, log = _call(machine, images, bundle, verb), machine.path / "log.json"
     done = subprocess.run(
         ["prlimit", f"--nofile={limit}:{limit}", *argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, env=machine.environment(), cwd=machine.path, check=False, timeout=60,
@@ -165,12 +169,7 @@ def test_no_more_processes_is_one_line_and_costs_nothing(
     """What can't be undone for want of processes is undone by the next call: the journal stays."""
     (crowded / "pids.max").write_text(str(most))
     bundle = machine.bundle("c")
-    argv = machine.argv("restore", "-d", "--image-path", str(images), "--bundle", str(bundle.path), "c")
-    if verb == "checkpoint":
-        machine.start("c", bundle)
-        argv = machine.argv("checkpoint", "--leave-running", "--image-path", str(machine.checkpoints / "x"), "c")
-    log = machine.path / "log.json"
-    log.unlink(missing_ok=True)
+    argv, log = _call(machine, images, bundle, verb), machine.path / "log.json"
     done = subprocess.run(
         ["sh", "-c", f'echo $$ > {crowded}/cgroup.procs && exec "$@"', "sh", *argv], stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=machine.environment(), cwd=machine.path,

@@ -63,8 +63,8 @@ def _ends(known: str) -> str:
 
 def test_every_cause_has_a_line_and_stands_in_the_docs() -> None:
     assert [cause.id for cause in causes.TABLE] == list(LINES)
-    listed = re.findall(r"^\| `([a-z0-9.-]+)` \|", DOCS.read_text(), re.MULTILINE)
-    assert listed == list(LINES)
+    listed = re.findall(r"^\| `[a-z0-9.-]+` \|.*$", DOCS.read_text(), re.MULTILINE)
+    assert listed == [f"| `{cause.id}` | {cause.means} | {cause.todo} |" for cause in causes.TABLE]
 
 
 @pytest.mark.parametrize("known", LINES)

@@ -375,3 +375,10 @@ def test_options_that_another_call_s_criu_just_took_are_known_from_its_journal(
     second.undo()
     assert len(set_to) == 1, "nothing is ever taken away"
     first.rollback()
+
+
+def test_a_fifo_is_no_text_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert files.read_text(str(tmp_path / "fifo")) == ""
+    (tmp_path / "text").write_text("abc")
+    assert files.read_text(str(tmp_path / "text"), 2) == "bc"

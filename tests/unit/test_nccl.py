@@ -40,3 +40,11 @@ def test_what_keeps_ranks_apart(env: dict[str, str], apart: bool) -> None:
         assert nccl.is_apart(child.pid) is apart
     finally:
         child.communicate(b"\n")
+
+
+def test_a_descriptor_that_is_closed_meanwhile_hides_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: ["99999", *listed(path)])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as rank:
+        rank.bind(b"\0tmp/nccl-socket-0-3b5d")
+        assert nccl.ranks([os.getpid()]) == [os.getpid()]
