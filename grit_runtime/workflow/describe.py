@@ -73,18 +73,8 @@ def keep_log(directory: str, container_id: str, source: str) -> str:
         shutil.copyfile(source, target)
     except OSError:
         return ""
-    _forget_oldest(directory)
+    files.keep_newest(directory, lambda name: _KEPT.fullmatch(name) is not None, KEPT_LOGS)
     return target
-
-
-def _forget_oldest(directory: str) -> None:
-    """Remove the oldest logs beyond `KEPT_LOGS`; of what else lies there nothing. What can't be removed stays."""
-    try:
-        ours = sorted(name for name in os.listdir(directory) if _KEPT.fullmatch(name))
-        for old in ours[:-KEPT_LOGS]:
-            files.unlink_if_there(os.path.join(directory, old))
-    except OSError:
-        return
 
 
 def _versions(context: Context) -> dict[str, Any]:

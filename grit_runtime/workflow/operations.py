@@ -107,9 +107,9 @@ class Record:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             name = f"{stamp}-{operation}-{context.container[:64]}.json"
             files.write_atomically(os.path.join(folder, name), json.dumps(document).encode())
-            _forget_oldest(folder)
         except OSError:
             return  # a full disk, say
+        files.keep_newest(folder, is_record, KEPT)
 
     def _since_start(self, now: float) -> None:
         if not self._phases:
@@ -137,6 +137,11 @@ def recorded(context: "Context", operation: str, images: str = "") -> Iterator[R
     record.write(context, operation, images)
 
 
+def is_record(name: str) -> bool:
+    """Whether a file is called as a record is; such names sort by time."""
+    return name[:8].isdigit() and name[8:9] == "T" and name.endswith(".json")
+
+
 def _process_start(now: float) -> float:
     """When this process began, by the monotonic clock: to 10 ms, by its start time (proc_pid_stat(5))."""
     try:
@@ -145,10 +150,3 @@ def _process_start(now: float) -> float:
     except OSError:
         return now
     return now - since if ticks and since > 0 else now
-
-
-def _forget_oldest(folder: str) -> None:
-    """Remove the oldest records beyond `KEPT`; what isn't ours stays."""
-    ours = sorted(name for name in os.listdir(folder) if name[:1].isdigit() and name.endswith(".json"))
-    for name in ours[:-KEPT]:
-        files.unlink_if_there(os.path.join(folder, name))

@@ -1,0 +1,278 @@
+"""Reports: what is made of a record, with everything in it hostile."""
+
+import copy
+import itertools
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from grit_runtime import config as configuration
+from grit_runtime.commands import report as command
+from grit_runtime.errors import CheckpointError, UsageError
+from grit_runtime.report import metrics, model, page, read, spans, text
+from grit_runtime.workflow import operations
+from tests.unit.pages import HOSTILE, RECORD, elements
+
+_LINE = re.compile(r'([a-z_]+)\{((?:[a-z]+="(?:[^"\\\n]|\\[\\"n])*",?)*)\} (-?[0-9.e+-]+)')
+
+
+def _parsed(**more: Any) -> model.Operation:
+    return model.parse({**copy.deepcopy(RECORD), **more}, "/logs/operations/r.json")
+
+
+def test_the_sum_counts_what_overlaps_once_and_says_so() -> None:
+    found = _parsed()
+    assert (found.added, found.covered, found.share) == (10.0, 10.0, 1.0)
+    assert "10.000 s of 10.000 s by the wall clock (100.0%); lines with + are beside them" in text.check(found)
+    phases = [*RECORD["phases"], {"name": "verify", "begin": 2.0, "end": 4.0}]
+    found = _parsed(phases=phases, seconds=12.0)
+    assert (found.added, found.covered) == (12.0, 10.0)
+    assert "10.000 s of 12.000 s by the wall clock (83.3%); added up they are 12.000 s, for 2.000 s" in text.check(
+        found
+    )
+
+
+def test_what_overlaps_is_drawn_in_lanes_below_each_other() -> None:
+    names = [[phase.name for phase in lane] for lane in model.lanes(_parsed().phases)]
+    assert names == [["begin", "criu", "memory"], ["huge pages"], ["reading"]]
+
+
+def test_the_text_has_each_phase_with_its_share_bytes_and_rate() -> None:
+    said = text.render(_parsed())
+    assert re.search(r"memory +4\.000 +40\.0% +8\.0 GiB +2\.0 GiB/s  memory written or filled past CRIU", said)
+    assert "huge pages: set X from madvise to always at 6.000 s, put back after 2.500 s" in said
+    assert "took 10.000 s" in said
+
+
+def test_a_failure_names_its_phase_and_what_was_put_back_by_undoing() -> None:
+    phases = copy.deepcopy(RECORD["phases"])
+    phases[3]["unended"] = True
+    said = text.render(_parsed(outcome="failed", error=HOSTILE, phases=phases))
+    assert "failed in `memory`, 6.000 s after its begin" in said
+    assert "put back by the undoing" in said
+    assert "\x1b" not in said
+    assert HOSTILE.splitlines()[0] not in said.splitlines()
+
+
+@pytest.mark.parametrize("render", [text.render, page.render, metrics.render])
+def test_nothing_hostile_comes_through(render: Any) -> None:
+    phases = [{"name": HOSTILE, "begin": 0, "end": 1, "span": span, "detail": HOSTILE} for span in (False, True)]
+    said = render(_parsed(container=HOSTILE, images=HOSTILE, error=HOSTILE, outcome=HOSTILE, phases=phases,
+                          versions={"grit-runtime": HOSTILE}))  # fmt: skip
+    assert "\x1b" not in said
+    if render is page.render:
+        there = elements(said)
+        assert not {"script", "img", "iframe", "object", "embed"} & {tag for tag, _ in there}
+        assert all(not name.startswith("on") for _, attributes in there for name in attributes)
+        assert {tag for tag, attributes in there if {"src", "href", "xlink:href"} & set(attributes)} == {"link"}
+    if render is metrics.render:
+        lines = [line for line in said.split("\n")[:-1] if not line.startswith("#")]
+        assert lines
+        assert all(_LINE.fullmatch(line) for line in lines)
+
+
+def test_the_page_is_whole_and_fetches_nothing() -> None:
+    said = page.render(_parsed())
+    assert re.findall(r"[a-z]+://[^\"' ]*", said.replace('xmlns="http://www.w3.org/2000/svg"', "")) == []
+    bars = [attributes for tag, attributes in elements(said) if tag == "rect"]
+    assert len(bars) == len(RECORD["phases"])
+    assert all(float(bar["x"]) > 0 and float(bar["x"]) + float(bar["width"]) <= 1000 for bar in bars)
+    assert len({bar["y"] for bar in bars}) == 3
+
+
+def test_metrics_have_a_series_once_and_the_end_of_openmetrics() -> None:
+    phases = [*RECORD["phases"], {"name": "memory", "begin": 10, "end": 11, "bytes": 1}]
+    said = metrics.render(_parsed(phases=phases))
+    found = {(m[1], m[2]): m[3] for m in map(_LINE.fullmatch, said.splitlines()) if m}
+    assert len(found) == len([line for line in said.splitlines() if not line.startswith("#")])
+    assert found["grit_runtime_operation_phase_seconds", 'operation="restore",phase="memory"'] == "5.0"
+    assert found["grit_runtime_operation_phase_bytes", 'operation="restore",phase="memory"'] == str((8 << 30) + 1)
+    assert said.endswith("# EOF\n")
+    families = re.findall(r"^# TYPE (\S+) gauge$", said, re.MULTILINE)
+    assert len(families) == len(set(families))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"phases": [{"name": "a", "begin": 2, "end": 1}]},
+        {"phases": [{"name": "a", "begin": float("nan"), "end": 1}]},
+        {"phases": [{"name": "a", "begin": -1, "end": 1}]},
+        {"phases": [{"name": "a", "begin": 0, "end": 1e300}]},
+        {"phases": [{"name": 3, "begin": 0, "end": 1}]},
+        {"phases": [{"name": "a", "begin": 0, "end": 1, "bytes": "many"}]},
+        {"phases": ["a"]},
+        {"phases": {"a": 1}},
+        {"phases": [{"name": "a", "begin": 0, "end": 1}] * 1000},
+        {"seconds": True},
+        {"container": None},
+        {"format": 2},
+        {"format": "1"},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_one_clear_line(wrong: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"r\.json"):
+        _parsed(**wrong)
+    if "phases" in wrong:
+        with pytest.raises(CheckpointError, match="phases"):
+            model.of_manifest(wrong, "/cp")
+
+
+def _site(path: Path) -> Any:
+    return configuration.Config(log_dir=str(path))
+
+
+def _keep(path: Path, name: str, **more: Any) -> None:
+    folder = path / operations.FOLDER
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps({**RECORD, **more}))
+
+
+def test_the_newest_record_is_found_or_that_of_a_container(tmp_path: Path) -> None:
+    site = _site(tmp_path)
+    with pytest.raises(UsageError, match="there is no record in"):
+        read.operation(site, "")
+    _keep(tmp_path, "20260101T000000.000Z-restore-abc.json", container="abc")
+    _keep(tmp_path, "20260101T000001.000Z-restore-abd.json", container="abd")
+    _keep(tmp_path, "20260102T000001.000Z-restore-z-abc.json", container="z-abc")
+    (tmp_path / operations.FOLDER / "note").write_text("not ours")
+    assert read.operation(site, "").container == "z-abc"
+    assert read.operation(site, "ab").container == "abd"
+    assert read.operation(site, "abc").container == "abc"
+    with pytest.raises(UsageError, match="no record of a container nix"):
+        read.operation(site, "nix")
+    _keep(tmp_path, "20260103T000000.000Z-restore-abc.json", phases=3)
+    found, unread = read.everything(site, "")
+    assert [each.container for each in found] == ["z-abc", "abd", "abc"]
+    assert len(unread) == 1
+    assert text.listing(found).count("\n") == 4
+
+
+def test_a_checkpoint_tells_of_its_making(tmp_path: Path) -> None:
+    images = tmp_path / "cp"
+    images.mkdir()
+    manifest = {"format": 1, "files": [], "machine": {"architecture": "x"}, "container": {"id": "abc"}}
+    (images / "grit.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="has no phases"):
+        read.operation(_site(tmp_path), str(images))
+    (images / "grit.json").write_text(json.dumps({**manifest, "phases": RECORD["phases"][:2]}))
+    found = read.operation(_site(tmp_path), str(images))
+    assert (found.complete, found.container, found.seconds) == (False, "abc", 6.0)
+    more = {"operation": "checkpoint", "images": str(images)}
+    _keep(tmp_path, "20260101T000000.000Z-checkpoint-abc.json", **more, phases=RECORD["phases"][:1])
+    assert not read.operation(_site(tmp_path), str(images)).complete, "it is of another checkpoint that was there"
+    _keep(tmp_path, "20260101T000000.000Z-checkpoint-abc.json", **more)
+    assert read.operation(_site(tmp_path), str(images)).complete
+    with pytest.raises(UsageError, match="holds no grit"):
+        read.operation(_site(tmp_path), str(tmp_path))
+
+
+def _context(path: Path, container: str = "abc") -> Any:
+    log = SimpleNamespace(for_people=lambda message: message.replace("/proc/1/fd/2", "/cp"))
+    site = SimpleNamespace(log_dir=str(path / "logs"))
+    return SimpleNamespace(log=log, config=site, container=container, record=operations.Record())
+
+
+def _only(path: Path) -> dict[str, Any]:
+    (file,) = (path / "logs" / operations.FOLDER).iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    loaded: dict[str, Any] = json.loads(file.read_text())
+    return loaded
+
+
+@pytest.fixture(autouse=True)
+def _signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations.proc, "finish_undisturbed", lambda: None)
+
+
+def test_phases_follow_each_other_from_the_process_begin(tmp_path: Path) -> None:
+    context = _context(tmp_path)
+    with operations.recorded(context, "restore", "/cp"):
+        context.record.mark("plan")
+        context.record.mark("memory")
+        context.record.add(5)
+        span = context.record.begin("reading")
+        context.record.end(span, 7)
+        context.record.begin("huge pages", "from a to b")
+    found = model.parse(_only(tmp_path), "r")
+    assert [phase.name for phase in found.phases] == ["begin", "plan", "memory", "reading", "huge pages"]
+    assert found.phases[0].begin == 0
+    assert found.phases[0].end > 0
+    assert found.added == pytest.approx(found.seconds, abs=1e-5)
+    assert [phase.size for phase in found.phases] == [None, None, 5, 7, None]
+    assert [phase.unended for phase in found.phases] == [False] * 4 + [True]
+    assert found.ok
+
+
+@pytest.mark.parametrize("error", [ValueError("on\ntwo lines of /proc/1/fd/2"), KeyboardInterrupt()])
+def test_a_failure_is_recorded_once_and_raised(tmp_path: Path, error: BaseException) -> None:
+    context = _context(tmp_path)
+    with (
+        pytest.raises(type(error)),
+        operations.recorded(context, "create"),
+        operations.recorded(context, "create", "/cp"),
+    ):
+        raise error
+    found = model.parse(_only(tmp_path), "r")
+    assert (found.outcome, found.images) == ("failed", "/cp")
+    assert found.error == (" ".join(str(error).split()).replace("/proc/1/fd/2", "/cp") or "KeyboardInterrupt")
+
+
+def test_a_record_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").write_text("a file")
+    with operations.recorded(_context(tmp_path), "restore"):
+        pass
+    (tmp_path / "logs").unlink()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(operations.files, "write_atomically", full)
+    with operations.recorded(_context(tmp_path), "restore"):
+        pass
+    assert list((tmp_path / "logs" / operations.FOLDER).iterdir()) == []
+
+
+def test_the_newest_are_kept_and_nothing_of_others_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "KEPT", 3)
+    folder = tmp_path / "logs" / operations.FOLDER
+    folder.mkdir(parents=True)
+    (folder / "00-mine.json").write_text("")
+    (folder / "20200101T000000.000Z-restore-x.json").mkdir()  # can't be unlinked: it costs no call
+    for number in range(1, 6):
+        (folder / f"2020010{number}T000000.000Z-restore-x.log").write_text("")
+        (folder / f"2020020{number}T000000.000Z-restore-x.json").write_text("")
+    with operations.recorded(_context(tmp_path), "restore"):
+        pass
+    names = sorted(entry.name for entry in folder.iterdir())
+    assert "00-mine.json" in names
+    assert len([name for name in names if name.endswith(".log")]) == 5
+    left = [name for name in names if operations.is_record(name) and (folder / name).is_file()]
+    assert len(left) == 3
+    assert left[0].startswith("20200204")
+
+
+def test_phases_are_bounded() -> None:
+    record = operations.Record()
+    for number in range(1000):
+        record.mark(str(number))
+        record.begin("s")
+    found = record.phases()
+    assert len(found) == 400
+    ends = [phase for phase in found if not phase["span"]]
+    assert all(one["end"] == other["begin"] for one, other in itertools.pairwise(ends))
+
+
+def test_spans_without_the_library_are_one_clear_line() -> None:
+    with pytest.raises(UsageError, match=r"opentelemetry.* is not installed \(install opentelemetry-sdk and"):
+        spans.send(_parsed())
+
+
+def test_the_help_names_every_way() -> None:
+    said = command.command.help or ""
+    assert all(word in said for word in ("--html", "--openmetrics", "DIRECTORY", "Exits with 0"))
