@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from grit_runtime.oci.log import last_error
 from grit_runtime.report import model, page
 from tests.integration.machine import Bundle, Machine, Ran
 from tests.requirements import RUNTIME
@@ -27,10 +28,14 @@ class Timed:
         self.operations = machine.logs / "operations"
 
     def call(self, *args: str) -> Ran:
+        log, nothing = self.machine.path / "log.json", subprocess.DEVNULL
+        log.unlink(missing_ok=True)
+        argv, env = self.machine.argv(*args), self.machine.environment()
         begun = time.monotonic()
-        ran = self.machine.grit(*args)
+        # Not subprocess.run with a timeout, which looks for the end every 50 ms.
+        code = subprocess.Popen(argv, stdin=nothing, stdout=nothing, stderr=nothing, env=env).wait()
         self.took = time.monotonic() - begun
-        return ran
+        return Ran(code=code, out="", err=last_error(log.read_text()) if log.exists() else "")
 
     def newest(self) -> model.Operation:
         """The newest record, whose phases add up to the wall clock."""
@@ -143,7 +148,7 @@ def test_a_call_succeeds_where_no_record_can_be_written(machine: Machine, images
     machine.mounted.append(full)
     (full / "operations").mkdir()
     (full / "data").write_bytes(b"x" * 4096)
-    for name, log_dir in (("full", full), ("file", full / "data")):
+    for name, log_dir in (("one", full), ("other", full / "data")):
         machine.configure(log_dir=str(log_dir))
         new = machine.bundle(name)
         machine.grit("restore", "--detach", "--image-path", str(images), "--bundle", str(new.path), name).ok()
