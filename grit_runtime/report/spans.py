@@ -1,13 +1,19 @@
-"""A report as spans of OpenTelemetry. The only user of opentelemetry, which is not one of our requirements."""
+"""A report as spans of OpenTelemetry. The only user of opentelemetry, which is not one of our requirements: it is
+looked for in a directory of its own beside what we install, which an update of ours leaves as it is.
+"""
 
+import os
+import sys
 from typing import Any
 
 from grit_runtime.errors import GritError, UsageError
+from grit_runtime.inspection import words
 from grit_runtime.report.model import Operation
 
 _NANO = 1_000_000_000
 
-_MISSING = "opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http"
+_PACKAGES = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
+_PLACE = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "otel")
 
 
 def send(found: Operation) -> int:
@@ -20,6 +26,7 @@ def send(found: Operation) -> int:
         UsageError: the library isn't installed, or nobody knows when the operation began.
         GritError: they were not taken.
     """
+    sys.path.append(_PLACE)  # the last: what we bring along ourselves comes first
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -29,12 +36,12 @@ def send(found: Operation) -> int:
     except ImportError as err:
         raise UsageError(
             f"cannot send spans: {err.name or err} is not installed",
-            hint=f"install {_MISSING} where grit-runtime's Python finds it: docs/report.md",
+            hint=f"`python3 -m pip install --target {_PLACE} {_PACKAGES}`",
         ) from None
     if found.began is None:
         raise UsageError(f"the record in {found.source} does not say when it began, which spans need")
     made = InMemorySpanExporter()
-    about = Resource.create({"service.name": "grit-runtime", "service.version": found.version})
+    about = Resource.create({"service.name": "grit-runtime", "service.version": words.shown(found.version)})
     provider = TracerProvider(resource=about, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(made))
     _record(provider.get_tracer("grit-runtime"), found, found.began)
@@ -57,15 +64,19 @@ def _record(tracer: Any, found: Operation, began: float) -> None:
     def at(seconds: float) -> int:
         return int((began + seconds) * _NANO)
 
-    about = {"container.id": found.container, "grit.checkpoint": found.images, "grit.outcome": found.outcome}
-    whole = tracer.start_span(found.operation, start_time=at(0), attributes=about)
+    said = {"container.id": found.container, "grit.checkpoint": found.images, "grit.outcome": found.outcome}
+    about = {key: words.shown(value) for key, value in said.items()}
+    whole = tracer.start_span(words.shown(found.operation), start_time=at(0), attributes=about)
     if not found.ok:
-        whole.set_status(StatusCode.ERROR, found.error)
+        whole.set_status(StatusCode.ERROR, words.shown(found.error, 5000))
     for phase in found.phases:
         size = {} if phase.size is None else {"grit.bytes": phase.size}
         beside = {"grit.beside": True} if phase.span else {}
         span = tracer.start_span(
-            phase.name, context=set_span_in_context(whole), start_time=at(phase.begin), attributes={**size, **beside}
+            words.shown(phase.name),
+            context=set_span_in_context(whole),
+            start_time=at(phase.begin),
+            attributes={**size, **beside},
         )
         span.end(end_time=at(phase.end))
     whole.end(end_time=at(found.seconds))

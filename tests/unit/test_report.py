@@ -4,6 +4,10 @@ import copy
 import itertools
 import json
 import re
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +16,8 @@ import pytest
 
 from grit_runtime import config as configuration
 from grit_runtime.commands import report as command
-from grit_runtime.errors import CheckpointError, UsageError
+from grit_runtime.errors import CheckpointError, GritError, UsageError
+from grit_runtime.inspection import words
 from grit_runtime.report import metrics, model, page, read, spans, text
 from grit_runtime.workflow import operations
 from tests.unit.pages import HOSTILE, RECORD, elements
@@ -268,8 +273,60 @@ def test_phases_are_bounded() -> None:
     assert all(one["end"] == other["begin"] for one, other in itertools.pairwise(ends))
 
 
-def test_spans_without_the_library_are_one_clear_line() -> None:
-    with pytest.raises(UsageError, match=r"opentelemetry.* is not installed \(install opentelemetry-sdk and"):
+class _Collector(BaseHTTPRequestHandler):
+    """Takes spans as OpenTelemetry's collector does."""
+
+    def do_POST(self) -> None:
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        raw = self.rfile.read(int(self.headers["content-length"]))
+        request = ExportTraceServiceRequest.FromString(raw)
+        spans_of = [span for each in request.resource_spans for scope in each.scope_spans for span in scope.spans]
+        self.server.taken = [*getattr(self.server, "taken", []), *spans_of]  # type: ignore[attr-defined]
+        self.send_response(400 if self.path.startswith("/full") else 200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), _Collector) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("container", ["abc", HOSTILE])
+def test_spans_arrive_at_a_collector(collector: HTTPServer, container: str) -> None:
+    found = _parsed(outcome="failed", error=container, container=container)
+    assert spans.send(found) == 6
+    taken = {span.name: span for span in collector.taken}  # type: ignore[attr-defined]
+    whole = taken.pop("restore")
+    assert set(taken) == {phase.name for phase in found.phases}
+    assert {span.parent_span_id for span in taken.values()} == {whole.span_id}
+    assert {span.trace_id for span in taken.values()} == {whole.trace_id}
+    assert (whole.end_time_unix_nano - whole.start_time_unix_nano) / 1e9 == pytest.approx(10)
+    assert (taken["memory"].start_time_unix_nano - whole.start_time_unix_nano) / 1e9 == pytest.approx(6)
+    assert whole.status.message == words.shown(container, 5000)
+
+
+def test_spans_that_are_not_taken_are_an_error(collector: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}/full")
+    with pytest.raises(GritError, match=r"not taken \(see OTEL"):
+        spans.send(_parsed())
+
+
+def test_spans_without_the_library_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("opentelemetry")] + ["opentelemetry"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        UsageError, match=r"opentelemetry.* is not installed \(`python3 -m pip install --target .* opentelemetry-sdk "
+    ):
         spans.send(_parsed())
 
 
