@@ -69,7 +69,15 @@ def kept(config: Config) -> list[str]:
     except OSError as err:
         raise UsageError(f"cannot read {folder}: {err.strerror}", hint="records are root's") from None
     ours = sorted((name for name in listed if operations.is_record(name)), reverse=True)
-    return [os.path.join(folder, name) for name in ours]
+    return [path for path in (os.path.join(folder, name) for name in ours) if not _is_empty(path)]
+
+
+def _is_empty(path: str) -> bool:
+    """Whether a call was killed in the moment of writing it."""
+    try:
+        return os.path.getsize(path) == 0
+    except OSError:
+        return True
 
 
 def _of_checkpoint(config: Config, path: str) -> Operation:

@@ -45,7 +45,7 @@ def send(found: Operation) -> int:
     provider = TracerProvider(resource=about, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(made))
     _record(provider.get_tracer("grit-runtime"), found, found.began)
-    exporter = OTLPSpanExporter()
+    exporter: Any = OTLPSpanExporter()
     try:
         spans = made.get_finished_spans()
         result = exporter.export(spans)

@@ -4,6 +4,7 @@ One small file for each call in `log-dir`, whether the call succeeded or failed,
 written without a flush, once, at the end; one that can't be written is none, and never a reason to fail.
 """
 
+import errno
 import json
 import os
 import time
@@ -104,9 +105,8 @@ class Record:
         folder = os.path.join(context.config.log_dir, FOLDER)
         stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}.{int(now % 1 * 1000):03}Z"
         try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            name = f"{stamp}-{operation}-{context.container[:64]}.json"
-            files.write_atomically(os.path.join(folder, name), json.dumps(document).encode())
+            path = os.path.join(folder, f"{stamp}-{operation}-{context.container[:64]}.json")
+            _write(path, json.dumps(document).encode())
         except OSError:
             return  # a full disk, say
         files.keep_newest(folder, is_record, KEPT)
@@ -135,6 +135,26 @@ def recorded(context: "Context", operation: str, images: str = "") -> Iterator[R
         raise
     proc.finish_undisturbed()  # it is done: a signal must not make an error of it
     record.write(context, operation, images)
+
+
+def _write(path: str, data: bytes) -> None:
+    """Make a file in its place: a kill in between leaves one of no use, which is forgotten with the oldest, but no
+    temporary name that nobody knows.
+    """
+    how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path, how, 0o600)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        fd = os.open(path, how, 0o600)
+    try:
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
 
 
 def is_record(name: str) -> bool:

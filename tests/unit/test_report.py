@@ -146,6 +146,7 @@ def test_the_newest_record_is_found_or_that_of_a_container(tmp_path: Path) -> No
     _keep(tmp_path, "20260101T000001.000Z-restore-abd.json", container="abd")
     _keep(tmp_path, "20260102T000001.000Z-restore-z-abc.json", container="z-abc")
     (tmp_path / operations.FOLDER / "note").write_text("not ours")
+    (tmp_path / operations.FOLDER / "20260104T000001.000Z-restore-abc.json").touch()  # its writer was killed
     assert read.operation(site, "").container == "z-abc"
     assert read.operation(site, "ab").container == "abd"
     assert read.operation(site, "abc").container == "abc"
@@ -234,12 +235,10 @@ def test_a_record_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: py
         pass
     (tmp_path / "logs").unlink()
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(operations.files, "write_atomically", full)
-    with operations.recorded(_context(tmp_path), "restore"):
-        pass
+    with monkeypatch.context() as patched:
+        patched.setattr(operations.os, "write", lambda *_: 7)  # a disk with room for so much
+        with operations.recorded(_context(tmp_path), "restore"):
+            pass
     assert list((tmp_path / "logs" / operations.FOLDER).iterdir()) == []
 
 
