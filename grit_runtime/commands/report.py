@@ -11,8 +11,20 @@ NOTHING = 2
 @click.command("report")
 @click.argument("target", default="", metavar="[CONTAINER | DIRECTORY]")
 @click.option("--list", "listed", is_flag=True, help="List the records that are kept, the newest first.")
-@click.option("--html", metavar="FILE", default="", help="Write one HTML page with a timeline; it fetches nothing.")
-@click.option("--openmetrics", metavar="FILE", default="", help="Write metrics for node_exporter's textfile collector.")
+@click.option(
+    "--html",
+    metavar="FILE",
+    default="",
+    type=click.Path(),
+    help="Write one HTML page with a timeline; it fetches nothing.",
+)
+@click.option(
+    "--openmetrics",
+    metavar="FILE",
+    default="",
+    type=click.Path(),
+    help="Write metrics for node_exporter's textfile collector.",
+)
 @click.option("--otel", is_flag=True, help="Send OpenTelemetry spans to where OTEL_* in the environment says.")
 @common.as_json_option
 def command(target: str, listed: bool, html: str, openmetrics: str, otel: bool, as_json: bool) -> int:

@@ -21,6 +21,8 @@ def render(found: Operation) -> str:
     if found.error:
         lines.append(f"  error    {found.error}")
         lines.append(f"  failed in {failed_in(found)}")
+        if found.phases and "criu" in (phase.name for phase in found.phases[-1:]):
+            lines.append(f"  its log   `grit-runtime diagnose {found.container}` reads it")
     lines += ["", *_table(found), "", f"  {check(found)}"]
     lines += [f"  {note}" for note in notes(found)]
     return "".join(f"{words.shown(line, 5000)}\n" for line in lines)

@@ -145,7 +145,9 @@ def _write(path: str, data: bytes) -> None:
     try:
         fd = os.open(path, how, 0o600)
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        folder = os.path.dirname(path)
+        for each in (os.path.dirname(folder), folder):  # each with this mode, which makedirs gives to the last alone
+            os.makedirs(each, mode=0o700, exist_ok=True)
         fd = os.open(path, how, 0o600)
     try:
         if os.write(fd, data) != len(data):

@@ -1,7 +1,6 @@
 """Reports: what is made of a record, with everything in it hostile."""
 
 import copy
-import itertools
 import json
 import re
 import sys
@@ -9,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,100 +174,6 @@ def test_a_checkpoint_tells_of_its_making(tmp_path: Path) -> None:
     assert read.operation(_site(tmp_path), str(images)).complete
     with pytest.raises(UsageError, match="holds no grit"):
         read.operation(_site(tmp_path), str(tmp_path))
-
-
-def _context(path: Path, container: str = "abc") -> Any:
-    log = SimpleNamespace(for_people=lambda message: message.replace("/proc/1/fd/2", "/cp"))
-    site = SimpleNamespace(log_dir=str(path / "logs"))
-    return SimpleNamespace(log=log, config=site, container=container, record=operations.Record())
-
-
-def _only(path: Path) -> dict[str, Any]:
-    (file,) = (path / "logs" / operations.FOLDER).iterdir()
-    assert file.stat().st_mode & 0o777 == 0o600
-    loaded: dict[str, Any] = json.loads(file.read_text())
-    return loaded
-
-
-@pytest.fixture(autouse=True)
-def _signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations.proc, "finish_undisturbed", lambda: None)
-
-
-def test_phases_follow_each_other_from_the_process_begin(tmp_path: Path) -> None:
-    context = _context(tmp_path)
-    with operations.recorded(context, "restore", "/cp"):
-        context.record.mark("plan")
-        context.record.mark("memory")
-        context.record.add(5)
-        span = context.record.begin("reading")
-        context.record.end(span, 7)
-        context.record.begin("huge pages", "from a to b")
-    found = model.parse(_only(tmp_path), "r")
-    assert [phase.name for phase in found.phases] == ["begin", "plan", "memory", "reading", "huge pages"]
-    assert found.phases[0].begin == 0
-    assert found.phases[0].end > 0
-    assert found.added == pytest.approx(found.seconds, abs=1e-5)
-    assert [phase.size for phase in found.phases] == [None, None, 5, 7, None]
-    assert [phase.unended for phase in found.phases] == [False] * 4 + [True]
-    assert found.ok
-
-
-@pytest.mark.parametrize("error", [ValueError("on\ntwo lines of /proc/1/fd/2"), KeyboardInterrupt()])
-def test_a_failure_is_recorded_once_and_raised(tmp_path: Path, error: BaseException) -> None:
-    context = _context(tmp_path)
-    with (
-        pytest.raises(type(error)),
-        operations.recorded(context, "create"),
-        operations.recorded(context, "create", "/cp"),
-    ):
-        raise error
-    found = model.parse(_only(tmp_path), "r")
-    assert (found.outcome, found.images) == ("failed", "/cp")
-    assert found.error == (" ".join(str(error).split()).replace("/proc/1/fd/2", "/cp") or "KeyboardInterrupt")
-
-
-def test_a_record_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "logs").write_text("a file")
-    with operations.recorded(_context(tmp_path), "restore"):
-        pass
-    (tmp_path / "logs").unlink()
-
-    with monkeypatch.context() as patched:
-        patched.setattr(operations.os, "write", lambda *_: 7)  # a disk with room for so much
-        with operations.recorded(_context(tmp_path), "restore"):
-            pass
-    assert list((tmp_path / "logs" / operations.FOLDER).iterdir()) == []
-
-
-def test_the_newest_are_kept_and_nothing_of_others_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "KEPT", 3)
-    folder = tmp_path / "logs" / operations.FOLDER
-    folder.mkdir(parents=True)
-    (folder / "00-mine.json").write_text("")
-    (folder / "20200101T000000.000Z-restore-x.json").mkdir()  # can't be unlinked: it costs no call
-    for number in range(1, 6):
-        (folder / f"2020010{number}T000000.000Z-restore-x.log").write_text("")
-        (folder / f"2020020{number}T000000.000Z-restore-x.json").write_text("")
-    with operations.recorded(_context(tmp_path), "restore"):
-        pass
-    names = sorted(entry.name for entry in folder.iterdir())
-    assert "00-mine.json" in names
-    assert len([name for name in names if name.endswith(".log")]) == 5
-    left = [name for name in names if operations.is_record(name) and (folder / name).is_file()]
-    assert len(left) == 3
-    assert left[0].startswith("20200204")
-
-
-def test_phases_are_bounded() -> None:
-    record = operations.Record()
-    for number in range(1000):
-        record.mark(str(number))
-        record.begin("s")
-    found = record.phases()
-    assert len(found) == 400
-    ends = [phase for phase in found if not phase["span"]]
-    assert all(one["end"] == other["begin"] for one, other in itertools.pairwise(ends))
 
 
 class _Collector(BaseHTTPRequestHandler):
