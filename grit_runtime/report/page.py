@@ -133,10 +133,10 @@ def _rows(found: Operation, colours: dict[str, str]) -> Iterable[str]:
             f"{words.size(int(phase.rate))}/s" if phase.rate else "",
         )
         numbers = "".join(f"<td{_NUMBER}>{_escaped(cell)}</td>" for cell in cells)
-        beside = " (beside)" if phase.span else ""
+        beside = "+ " if phase.span else ""
         swatch = f'<span class="swatch" style="background:{colours[phase.name]}"></span>'
         yield (
-            f"<tr><td>{swatch}{_escaped(phase.name)}{beside}</td>{numbers}"
+            f"<tr><td>{swatch}{beside}{_escaped(phase.name)}</td>{numbers}"
             f"<td>{_escaped(MEANINGS.get(phase.name, ''))}</td></tr>"
         )
 

@@ -24,7 +24,7 @@ def operation(config: Config, target: str) -> Operation:
         UsageError: there is no record of it.
         CheckpointError: the record can't be read.
     """
-    if "/" in target or os.path.isdir(target):
+    if "/" in target:
         return _of_checkpoint(config, os.path.abspath(target))
     for path in kept(config):
         if target and f"-{target[:_OF_A_NAME]}" not in os.path.basename(path):
@@ -32,6 +32,8 @@ def operation(config: Config, target: str) -> Operation:
         found = _read(path)
         if found.container.startswith(target):
             return found
+    if os.path.isdir(target):
+        return _of_checkpoint(config, os.path.abspath(target))
     raise UsageError(nothing(config, target), hint=f"the newest {operations.KEPT} are kept; `report --list` lists them")
 
 

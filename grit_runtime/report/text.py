@@ -12,10 +12,9 @@ _MORE_THAN_ALL = 1.001
 
 def render(found: Operation) -> str:
     """The operation, its phases as a table, and their sum against the wall clock."""
-    lines = [
-        headline(found),
-        f"  from     {found.images}" if found.operation != "checkpoint" else f"  to       {found.images}",
-    ]
+    lines = [headline(found)]
+    if found.images:
+        lines.append(f"  {'to  ' if found.operation == 'checkpoint' else 'from'}     {found.images}")
     if found.began is not None:
         lines.append(f"  began    {instant(found.began)}")
     if found.error:

@@ -523,5 +523,10 @@ def test_memory_is_in_huge_pages_only_while_cuda_is_moved(gpu: SimulatedGpu) -> 
         gpu.restore(new).ok()
         assert hugepages.setting() == "madvise"
         gpu.goes_on(new)
+        for record in sorted((gpu.machine.logs / "operations").iterdir())[-2:]:
+            (span,) = [phase for phase in json.loads(record.read_text())["phases"] if phase["span"]]
+            assert span["detail"] == f"set {hugepages.SETTING} from madvise to always"
+            assert span["begin"] < span["end"]
+            assert "unended" not in span
     finally:
         Path(hugepages.SETTING).write_text(before)
