@@ -63,13 +63,13 @@ def printed_json(document: Any) -> None:
     printed(json.dumps(document, indent=2) + "\n")
 
 
-def write(path: str, text: str) -> None:
+def write(path: str, text: str, mode: int = 0o644) -> None:
     """To a file, whole or not at all; `-` is standard output."""
     if path == "-":
         printed(text)
         return
     try:
-        files.write_atomically(os.path.abspath(path), text.encode("utf-8", "backslashreplace"), 0o644)
+        files.write_atomically(os.path.abspath(path), text.encode("utf-8", "backslashreplace"), mode)
     except OSError as err:
         raise GritError(f"cannot write {path}: {err.strerror}") from None
 

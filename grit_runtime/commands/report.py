@@ -54,7 +54,7 @@ def command(target: str, listed: bool, html: str, openmetrics: str, otel: bool, 
         if html:
             from grit_runtime.report import page
 
-            common.write(html, page.render(found))
+            common.write(html, page.render(found), 0o600)
         if openmetrics:
             from grit_runtime.report import metrics
 

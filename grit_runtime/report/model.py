@@ -36,6 +36,8 @@ MEANINGS = {
     "mountpoints": "mountpoints and links in the new rootfs",
     "verify": "the processes, from outside",
     "release": "the pid file, letting the tasks run",
+    "cuda lock": "waiting for work on the GPU to end, holding back more",
+    "cuda checkpoint": "device memory into the processes' memory",
     "huge pages": "transparent huge pages given to everybody, then as before",
 }
 

@@ -132,6 +132,7 @@ def _suspend(
     if huge and switched:
         transaction.undo(huge)
         context.record.end(switched)
+    context.record.took({f"cuda {step}": each for step, each in seconds.items()})
     return Suspended(section={**section, "seconds": seconds}, seconds=seconds)
 
 

@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,13 @@ class Record:
         span["end"] = time.monotonic()
         if size is not None:
             span["bytes"] = size
+
+    def took(self, seconds: Mapping[str, float]) -> None:
+        """Spans that followed each other and end now, by how long each took."""
+        end = time.monotonic()
+        for name, each in reversed(list(seconds.items())):
+            self._spans.append({"name": name, "begin": end - each, "end": end})
+            end -= each
 
     def phases(self) -> list[dict[str, Any]]:
         """What was noted until now, in seconds since the process began; what goes on ends now."""

@@ -96,6 +96,16 @@ def test_the_newest_are_kept_and_nothing_of_others_is_removed(tmp_path: Path, mo
     assert left[0].startswith("20200204")
 
 
+def test_steps_that_somebody_else_timed_end_one_after_another() -> None:
+    record = operations.Record()
+    record.mark("cuda")
+    record.took({"lock": 0.25, "move": 0.5})
+    move, lock = (phase for phase in record.phases() if phase["span"])
+    assert (move["name"], lock["name"]) == ("move", "lock")
+    assert move["begin"] == pytest.approx(lock["end"], abs=1e-5)
+    assert lock["end"] - lock["begin"] == pytest.approx(0.25, abs=1e-5)
+
+
 def test_phases_are_bounded() -> None:
     record = operations.Record()
     for number in range(1000):
