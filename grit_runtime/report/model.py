@@ -94,6 +94,11 @@ class Operation:
         return self.outcome == OK
 
     @property
+    def last(self) -> Phase | None:
+        """The phase that the operation ended in."""
+        return next((phase for phase in reversed(self.phases) if not phase.span), None)
+
+    @property
     def added(self) -> float:
         """The seconds of all phases, of those that overlap both."""
         return sum(phase.seconds for phase in self.phases if not phase.span)

@@ -69,11 +69,10 @@ def _timeline(found: Operation, colours: dict[str, str]) -> str:
     height = _AXIS + _LANE * max(1, len(drawn)) + 4
     whole = max([found.seconds, *(phase.end for phase in found.phases)]) or 1.0
     scale = (_WIDTH - 2 * _LEFT) / whole
-    last = next((phase for phase in reversed(found.phases) if not phase.span), None)
     parts = list(_axis(whole, scale, height))
     for number, lane in enumerate(drawn):
         for phase in lane:
-            failed = not found.ok and (phase is last or phase.unended)
+            failed = not found.ok and (phase is found.last or phase.unended)
             parts.append(_bar(phase, scale, _AXIS + number * _LANE, colours[phase.name], failed=failed))
     return (
         f'<svg id="timeline" xmlns="http://www.w3.org/2000/svg" role="img" aria-label="timeline" '

@@ -20,8 +20,8 @@ def render(found: Operation) -> str:
     if found.error:
         lines.append(f"  error    {found.error}")
         lines.append(f"  failed in {failed_in(found)}")
-        if found.phases and "criu" in (phase.name for phase in found.phases[-1:]):
-            lines.append(f"  its log   `grit-runtime diagnose {found.container}` reads it")
+        if found.last and found.last.name == "criu":
+            lines.append(f"  to do    `grit-runtime diagnose {found.container}`, or with the log that the error names")
     lines += ["", *_table(found), "", f"  {check(found)}"]
     lines += [f"  {note}" for note in notes(found)]
     return "".join(f"{words.shown(line, 5000)}\n" for line in lines)
@@ -46,10 +46,8 @@ def headline(found: Operation) -> str:
 
 def failed_in(found: Operation) -> str:
     """The phase that a failed call was in: its last."""
-    phases = [phase for phase in found.phases if not phase.span]
-    return (
-        f"`{phases[-1].name}`, {phases[-1].begin:.3f} s after its begin (undoing is counted with it)" if phases else "?"
-    )
+    last = found.last
+    return f"`{last.name}`, which began at {last.begin:.3f} s (undoing is counted with it)" if last else "?"
 
 
 def check(found: Operation) -> str:

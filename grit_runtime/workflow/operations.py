@@ -114,8 +114,8 @@ class Record:
         try:
             path = os.path.join(folder, f"{stamp}-{operation}-{context.container[:64]}.json")
             _write(path, json.dumps(document).encode())
-        except OSError:
-            return  # a full disk, say
+        except (OSError, ValueError):
+            return  # a full disk, say, or a `log-dir` that is no path
         files.keep_newest(folder, is_record, KEPT)
 
     def _since_start(self, now: float) -> None:

@@ -128,6 +128,7 @@ def test_failures_are_recorded_with_their_line_and_phase(machine: Machine, timed
     assert said.returncode == 0
     assert "restore of container new failed after" in said.stdout
     assert "failed in `criu`" in said.stdout
+    assert "`grit-runtime diagnose new`" in said.stdout
 
     ran = timed.call("create", "--bundle", str(_annotated(machine, str(machine.checkpoints / "ns/nix")).path), "pod")
     assert ran.code == 1

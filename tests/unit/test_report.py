@@ -55,7 +55,7 @@ def test_a_failure_names_its_phase_and_what_was_put_back_by_undoing() -> None:
     phases = copy.deepcopy(RECORD["phases"])
     phases[3]["unended"] = True
     said = text.render(_parsed(outcome="failed", error=HOSTILE, phases=phases))
-    assert "failed in `memory`, 6.000 s after its begin" in said
+    assert "failed in `memory`, which began at 6.000 s" in said
     assert "put back by the undoing" in said
     assert "\x1b" not in said
     assert HOSTILE.splitlines()[0] not in said.splitlines()
