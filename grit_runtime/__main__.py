@@ -14,7 +14,7 @@ from grit_runtime.verbs.call import Call, pass_through
 OURS = frozenset({"checkpoint", "restore"})
 FOR_PEOPLE = frozenset({
     "recover", "config", "export", "sign", "inspect", "diff", "install", "uninstall", "plan", "doctor", "diagnose",
-    "checkpoints", "prune", "capture", "restore-into", "completion",
+    "checkpoints", "prune", "capture", "restore-into", "completion", "report",
 })  # fmt: skip
 UNDOING = frozenset({"capture", "restore-into", "plan"})  # which undo what was begun when they are interrupted
 

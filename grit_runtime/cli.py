@@ -9,7 +9,7 @@ import click
 
 from grit_runtime import __version__, names
 from grit_runtime.checkpoint import export as writing
-from grit_runtime.commands import byhand, checkpoints, common, completion, diagnose, doctor, plan
+from grit_runtime.commands import byhand, checkpoints, common, completion, diagnose, doctor, plan, report
 from grit_runtime.commands.common import printed as _print
 from grit_runtime.commands.common import said as _said
 from grit_runtime.config import Config
@@ -259,3 +259,4 @@ _commands.add_command(completion.command)
 _commands.add_command(diagnose.command)
 _commands.add_command(doctor.command)
 _commands.add_command(plan.command)
+_commands.add_command(report.command)

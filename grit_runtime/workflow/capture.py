@@ -28,6 +28,7 @@ from grit_runtime.workflow import (
     external,
     linkremap,
     memorysave,
+    operations,
     preflight,
     publish,
     recorded,
@@ -49,10 +50,18 @@ def capture(context: Context, request: Request) -> None:
         CaptureError: the dump failed, or what goes with it.
         DownstreamError: the downstream doesn't know the container, or failed.
     """
+    with operations.recorded(context, "checkpoint", request.images):
+        _capture(context, request)
+
+
+def _capture(context: Context, request: Request) -> None:
+    record = context.record
+    record.mark("lock")
     workspace = open_workspace(context.workspace_path, timeout=context.config.timeouts.lock)
     try:
         if recover.settle(workspace) is not None:
             raise _wrong_state(context, names.CREATED)
+        record.mark("look")
         state = _require_running(context)
         pids = _processes(context)
         for warning in preflight.require_dumpable(context.container, pids, state.pid):
@@ -80,6 +89,7 @@ def capture(context: Context, request: Request) -> None:
     except BaseException as err:
         transaction.abort(err)
         raise
+    record.mark("publish")
     publish.finish(transaction.header)
     transaction.close()
 
@@ -99,10 +109,13 @@ def _take(
 
         signature.require_key(context.config.trust.signing_key)
     _prepare(transaction, request, partial)
-    begun = time.monotonic()
+    mark, begun = context.record.mark, time.monotonic()
+    mark("cuda")
     cuda = _suspend(context, transaction, state, bundle, [pid for pid in pids if cudasigns.may_use_cuda(pid)])
     by_plugin = cuda is not None and cuda.plugin
+    mark("freeze")
     clock = _freeze(context, transaction, state, thawed=cuda is not None, leave=by_plugin)
+    mark("describe")
     clock["begin"] = begun
     if state.status != names.PAUSED or cuda:  # else it was frozen when they were looked at
         pids = _processes(context)
@@ -119,9 +132,11 @@ def _take(
 
     try:
         past = memorysave.begin(context, request, partial, pids, frozen=not by_plugin)
+        mark("criu")
         checksums = _dump(context, partial, pids, by_criu, past=past)
     except CaptureError as err:
         raise contentsave.explained(err, state.pid) from None
+    mark("contents")
     if by_plugin:
         _freeze(context, transaction, state, thawed=True)
     kept = linkremap.keep(transaction, partial, pids, state.pid)
@@ -130,7 +145,9 @@ def _take(
     log = dump.log_of(request, transaction.workspace)
     facts["versions"]["criu"] = describe.criu_version(log, context.config.timeouts.command)
     facts["contents"] = contentsave.save(context, state.pid, bundle, partial)
+    context.record.add(sum(part.get("bytes", 0) for part in facts["contents"].values()))
     clock["dump"] = time.monotonic()
+    mark("flush")
     _write_manifest(context, request, partial, facts, clock, checksums)
     for name in kept if request.leave_running else ():
         transaction.undo(name)
@@ -151,10 +168,12 @@ def _dump(
 ) -> dict[str, list[str]]:
     """The dump, and the memory past CRIU; its checksums."""
     by_criu()
+    context.record.mark("memory")
     try:
         return memorysave.finish(context, partial, pids) if past else {}
     except memorysave.UnreachableError as err:
         memorysave.start_over(context, partial, str(err))
+        context.record.mark("criu")
         by_criu()
         return {}
 
@@ -231,11 +250,13 @@ def _write_manifest(
         if context.config.fsync:
             for name in sizes:
                 files.sync_file(os.path.join(partial, name))
+        context.record.add(sum(sizes.values()))
         data = {
             **facts,
             "files": [{"name": name, "bytes": size, "checksums": sums[name]} for name, size in sizes.items()],
             "checksums": {"algorithm": integrity.ALGORITHM, "chunk": integrity.CHUNK},
             "bytes": sum(sizes.values()),
+            "phases": context.record.phases(),
             "seconds": {
                 "freeze": clock["freeze"] - clock["begin"],
                 "dump": clock["dump"] - clock["freeze"],
