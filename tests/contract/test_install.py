@@ -1,4 +1,4 @@
-"""`make install`: what lies where, and that nothing but what was installed is ever executed."""
+"""`make install`, after `make deps`: what lies where, and that nothing but what was installed is ever executed."""
 
 import json
 import os
