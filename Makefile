@@ -10,7 +10,7 @@ VENV := build/venv
 BUILT := $(CURDIR)/build/prefix
 SOURCES := $(shell find grit_runtime -name '*.py' -o -name '*.json' -o -name py.typed) launcher/boot.py launcher/grit-runtime.c $(wildcard hooks/* hooks/hooks.d/*) setup.cfg pyproject.toml $(wildcard docs/man/*.1)
 
-.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak docs clean
+.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak docs recording clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ lint: ## ruff, mypy (strict), import-linter, shellcheck
 
 docs: ## make new what of docs/ is made from the program: configuration reference, man pages
 	$(VENV)/bin/python -m tools.manual
+
+recording: deps build ## run the demo, and draw its output as the picture in the README
+	$(VENV)/bin/python -m tools.manual.recording $(BUILT)/bin/grit-runtime
 
 conformance: deps build ## runc's own integration suite, with runc and with us
 	tests/conformance/run --runtime $(BUILT)/bin/grit-runtime
