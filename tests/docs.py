@@ -152,8 +152,8 @@ def _uncommented(line: str) -> str:
     return re.split(r"(?:^|\s)#\s", line)[0].strip()
 
 
-def program_and_verb(command: str) -> list[str]:
-    """What a test that runs a command must mention: its program and what that is asked to do."""
+def mentioned(command: str) -> list[str]:
+    """What a test that runs a command must mention: its program, what that is asked to do, and our options."""
     try:
         words = [w for w in shlex.split(command) if "=" not in w.partition(" ")[0][:20]]
     except ValueError:
@@ -161,7 +161,8 @@ def program_and_verb(command: str) -> list[str]:
     if not words:
         return []
     if words[0] == "grit-runtime":
-        return [w[0] for w in [_after(words)] if w]
+        ours = _after(words)
+        return [*ours[:1], *(word.partition("=")[0] for word in _words(" ".join(ours)) if word.startswith("--"))]
     rest = [w for w in words[1:] if re.fullmatch(r"[a-z][a-z-]+", w)]
     return [words[0].rpartition("/")[2], *rest[:1]]
 

@@ -41,9 +41,7 @@ def reference() -> str:
 def _leaves(prefix: str, section: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for key, entry in section["properties"].items():
         if "properties" in entry:
-            more = entry.get("description", "")
-            for inner, leaf in _leaves(f"{prefix}.{key}", entry):
-                yield inner, {**leaf, "description": f"{leaf['description']} {more}".strip()}
+            yield from _leaves(f"{prefix}.{key}", entry)
         else:
             yield f"{prefix}.{key}", entry
 
@@ -73,7 +71,7 @@ def _kind(entry: dict[str, Any]) -> str:
         return "path" if entry.get("pattern", "").startswith("^/") else "string"
     if kind == "array":
         return {"path": "list of paths", "string": "list of strings"}.get(
-            item := _kind(entry["items"]), f"list of: {item}"
+            item := _kind(entry["items"]), f"list of {item}"
         )
     if kind in ("integer", "number"):
         least = f"> {entry['exclusiveMinimum']}" if "exclusiveMinimum" in entry else f">= {entry.get('minimum', 0)}"
@@ -89,7 +87,7 @@ def _default(value: Any, *, in_bytes: bool = False) -> str:
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)
     if isinstance(value, dict):
-        return ", ".join(f"`{name}:` {_default(item)}" for name, item in value.items())
+        return ", ".join(f"`{name}: {str(item).lower() if item is True else item}`" for name, item in value.items())
     return f"`{value}` ({_size(value)})" if in_bytes else f"`{value}`"
 
 
