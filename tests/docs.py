@@ -98,10 +98,7 @@ def calls(page: Path) -> Iterator[tuple[str, list[str]]]:
     shown = [line for block in blocks(page) for line in block.commands]
     for text in [*shown, *spans(page)]:
         for found in _CALL.finditer(text):
-            words = _words(text[found.end() :])
-            while words and words[0].startswith("-"):
-                words = words[1 if "=" in words[0] or words[0].strip("-") in argv.GLOBAL_SWITCHES else 2 :]
-            if words:
+            if words := _after_globals(_words(text[found.end() :])):
                 yield text, words
         first = text.split()[0] if text.split() else ""
         if first in commands and " --" in text and text not in shown:
@@ -155,20 +152,22 @@ def _uncommented(line: str) -> str:
 def mentioned(command: str) -> list[str]:
     """What a test that runs a command must mention: its program, what that is asked to do, and our options."""
     try:
-        words = [w for w in shlex.split(command) if "=" not in w.partition(" ")[0][:20]]
+        words = shlex.split(command)
     except ValueError:
         words = command.split()
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
     if not words:
         return []
     if words[0] == "grit-runtime":
-        ours = _after(words)
+        ours = _after_globals(words[1:])
         return [*ours[:1], *(word.partition("=")[0] for word in _words(" ".join(ours)) if word.startswith("--"))]
     rest = [w for w in words[1:] if re.fullmatch(r"[a-z][a-z-]+", w)]
     return [words[0].rpartition("/")[2], *rest[:1]]
 
 
-def _after(words: list[str]) -> list[str]:
-    rest = words[1:]
-    while rest and rest[0].startswith("-"):
-        rest = rest[1 if "=" in rest[0] or rest[0].strip("-") in argv.GLOBAL_SWITCHES else 2 :]
-    return rest
+def _after_globals(words: list[str]) -> list[str]:
+    """A call's words without the global options."""
+    while words and words[0].startswith("-"):
+        words = words[1 if "=" in words[0] or words[0].strip("-") in argv.GLOBAL_SWITCHES else 2 :]
+    return words

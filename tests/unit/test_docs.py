@@ -22,6 +22,8 @@ def _slugs(page: Path) -> set[str]:
 @pages
 def test_who_runs_each_block_of_commands_is_said(page: Path) -> None:
     for block in docs.blocks(page):
+        if block.language in ("bash", "shell", "console", "zsh"):
+            pytest.fail(f"{block.where}: say ```sh, and {docs.HOW}")
         if not block.language and re.match(r"(grit-runtime|make|docker|kubectl) ", block.text):
             pytest.fail(f"{block.where}: these are commands: begin the block with ```sh, and {docs.HOW}")
         if not block.commands:
@@ -82,6 +84,8 @@ def test_code_stands_in_fences(page: Path) -> None:
     found = re.findall(
         r"\n\n {4}(?! )(?![-*0-9])(.*)", re.sub(r"^ {0,3}[-*] .*?(?=\n\n\S)", "", text, flags=re.M | re.S)
     )
+    odd = [line for line in page.read_text().splitlines() if re.match(r" *(```|~~~)(?!\w*$)", line)]
+    assert odd == [], f"{page.name}: a fence is ``` and one word, so that the tests find it"
     assert found == [], f"{page.name}: a block by indentation, which nobody checks: use ```sh, and {docs.HOW}"
 
 
