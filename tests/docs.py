@@ -108,7 +108,7 @@ def calls(page: Path) -> Iterator[tuple[str, list[str]]]:
 def wrong(words: list[str]) -> str:
     """What is wrong in a call of ours, or nothing."""
     name = words[0]
-    if not re.fullmatch(r"[a-z][a-z-]*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         return ""  # COMMAND
     known = {listed.split()[0] for listed, _ in pages.commands()}
     if name in known:

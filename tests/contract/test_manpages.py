@@ -10,7 +10,7 @@ from tests.requirements import ROOT, RUNTIME
 from tools.manual import pages
 
 PAGES = sorted(path for path in (ROOT / "docs/man").glob("*.1") if not path.read_text().startswith(".so "))
-OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
+OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z0-9-]*")
 
 
 @pytest.mark.needs("runtime")

@@ -1,6 +1,7 @@
 """The documentation shows nothing that isn't there: commands, options, links, files, make's targets (tests/docs.py)."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,31 +22,35 @@ def _slugs(page: Path) -> set[str]:
 
 @pages
 def test_who_runs_each_block_of_commands_is_said(page: Path) -> None:
-    for block in docs.blocks(page):
-        if block.language in ("bash", "shell", "console", "zsh"):
-            pytest.fail(f"{block.where}: say ```sh, and {docs.HOW}")
-        if not block.language and re.match(r"(grit-runtime|make|docker|kubectl) ", block.text):
-            pytest.fail(f"{block.where}: these are commands: begin the block with ```sh, and {docs.HOW}")
-        if not block.commands:
-            continue
-        assert block.mark, f"{block.where} shows commands, and nobody knows who runs them: {docs.HOW}"
-        kind, _, names = block.mark.partition(": ")
-        assert kind in ("run", "tested", "needs"), f"{block.where}: {docs.HOW}"
-        if kind == "needs":
-            assert set(names.split(", ")) <= NEEDS, f"{block.where}: needs what? {' or '.join(sorted(NEEDS))}"
-        if kind == "tested":
-            _is_run_by(block, names.split())
+    wrong = [f"{block.where}: {said}" for block in docs.blocks(page) for said in _complaints(block)]
+    assert wrong == [], "\n".join(["blocks of commands that nobody is said to run", *wrong])
 
 
-def _is_run_by(block: docs.Block, names: list[str]) -> None:
+def _complaints(block: docs.Block) -> Iterator[str]:
+    kind, _, names = block.mark.partition(": ")
+    if block.language in ("bash", "shell", "console", "zsh"):
+        yield f"say ```sh, and {docs.HOW}"
+    elif not block.language and re.match(r"(grit-runtime|make|docker|kubectl) ", block.text):
+        yield f"these are commands: begin the block with ```sh, and {docs.HOW}"
+    elif block.commands and kind not in ("run", "tested", "needs"):
+        yield docs.HOW
+    elif kind == "needs" and not set(names.split(", ")) <= NEEDS:
+        yield f"needs what? {' or '.join(sorted(NEEDS))}"
+    elif kind == "tested":
+        yield from _not_in(block, names.split())
+
+
+def _not_in(block: docs.Block, names: list[str]) -> Iterator[str]:
+    """What a block shows and the files that are said to run it don't mention."""
     missing = [name for name in names if not (ROOT / name).is_file()]
-    assert not missing, f"{block.where}: tested by a file that isn't there: {missing}"
+    if missing:
+        yield f"tested by a file that isn't there: {missing}"
+        return
     text = "\n".join((ROOT / name).read_text() for name in names)
     for command in block.commands:
         for word in docs.mentioned(command):
-            assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text), (
-                f"{block.where}: `{command}` is said to be run by {', '.join(names)}, which doesn't mention {word!r}"
-            )
+            if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text):
+                yield f"`{command}` is said to be run by {', '.join(names)}, where there is no {word!r}"
 
 
 @pages
@@ -69,10 +74,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pages
 def test_files_and_targets_that_are_named_are_there(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     shown = [*docs.spans(page), *(line for block in docs.blocks(page) for line in block.commands)]
     for text in shown:
-        for found in re.findall(r"(?:^|[ ;&]|^sudo )make ([a-z -]+)", text):
+        for found in re.findall(r"(?:^|[ ;&]|^sudo )make ([a-z0-9 -]+)", text):
             assert set(found.split()) <= targets, f"{page.name}: `{text}`: make has no such target"
         for found in re.findall(r"(?<![\w/.-])((?:tests|tools|examples|grit_runtime|launcher|hooks)/[\w./-]*\w)", text):
             assert (ROOT / found).exists() or any(ROOT.glob(found + "*")), f"{page.name}: `{text}`: no {found}"
