@@ -5,6 +5,7 @@ A block of commands has a comment above it that says who runs it:
     <!-- run -->                                    tests/e2e/test_docs.py does, as it stands
     <!-- tested: tests/e2e/test_docker.py -->       this test does, with names of its own; several may be named
     <!-- needs: gpu -->, <!-- needs: cluster -->    nobody here can
+    <!-- needs: network -->                         nor this: it is for services elsewhere
 
 What stands below `<!-- output -->` is compared with what the block before has printed; `…` stands for what differs.
 """

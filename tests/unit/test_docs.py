@@ -9,7 +9,7 @@ import pytest
 from tests import docs
 from tests.requirements import ROOT
 
-NEEDS = frozenset({"gpu", "cluster"})
+NEEDS = frozenset({"gpu", "cluster", "network"})
 pages = pytest.mark.parametrize("page", docs.PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
