@@ -53,8 +53,13 @@ def _commands() -> None:
 def recover(config: Config, container: str) -> int:
     """Undo what killed calls left, of every container.
 
-    The next call for a container does the same by itself; this is for containers that nobody calls for any more. Exits
-    with 1 if something could not be undone.
+    The next call for a container does the same by itself; this is for containers that nobody calls for any more.
+
+    \b
+    grit-runtime recover
+    grit-runtime recover --container 3f2a9c
+
+    Exits with 0, or with 1 if something could not be undone.
     """
     failed = 0
     for path, found in recovery.workspaces(config.state_dir):
@@ -74,7 +79,17 @@ def recover(config: Config, container: str) -> int:
 @_commands.command("config")
 @click.pass_obj
 def show_config(config: Config) -> None:
-    """Print the configuration in force, defaults included, as JSON."""
+    """Print the configuration in force, defaults included, as JSON.
+
+    It is that of /etc/grit-runtime/config.yaml, or of the file that GRIT_RUNTIME_CONFIG names. Which keys there are,
+    docs/configuration.md says.
+
+    \b
+    grit-runtime config
+    GRIT_RUNTIME_CONFIG=new.yaml grit-runtime config | jq .downstream
+
+    Exits with 0, or with 1 and one line that says what is wrong in the file.
+    """
     click.echo(json.dumps(asdict(config), indent=2))
 
 
@@ -86,6 +101,11 @@ def export(checkpoint: str, file: str) -> int:
 
     CHECKPOINT is the directory with grit.json. FILE must not exist. checkpointctl reads it, and so do `restore` and the
     annotation.
+
+    \b
+    grit-runtime export /var/lib/grit-runtime/checkpoints/default/counter-1/counter/checkpoint counter-1.tar
+
+    Exits with 0, or with 1 if it could not be written; then there is no FILE.
     """
 
     def write() -> int:
@@ -109,6 +129,8 @@ def sign(config: Config, checkpoint: str, key: str) -> int:
     openssl genpkey -algorithm ed25519 -out key.pem && chmod 600 key.pem
     openssl pkey -in key.pem -pubout -out key.pub.pem      # for `trust.keys`
     grit-runtime sign --key key.pem /var/lib/grit-runtime/checkpoints/default/counter-1/counter/checkpoint
+
+    Exits with 0, or with 1 if it could not be signed.
     """
 
     def write() -> int:
@@ -218,7 +240,13 @@ def install(engine: str, runtime_name: str, binary: str, copy_section: bool, roo
     """Register the runtime with an engine.
 
     One file of ours is written where the engine takes one, and the difference shown; no file is changed that isn't
-    ours. Exits with 1 if something is left for you to do, which is said on standard error.
+    ours.
+
+    \b
+    grit-runtime install --engine containerd --dry-run
+    grit-runtime install --engine podman
+
+    Exits with 0, or with 1 if something is left for you to do, which is said on standard error.
     """
     return _register(
         lambda: register.install(
@@ -235,7 +263,12 @@ def install(engine: str, runtime_name: str, binary: str, copy_section: bool, roo
 def uninstall(engine: str, runtime_name: str, root: str, dry_run: bool) -> int:
     """Take away what `install` wrote for an engine.
 
-    A file that somebody changed since stays. Exits with 1 then.
+    A file that somebody changed since stays.
+
+    \b
+    grit-runtime uninstall --engine containerd --dry-run
+
+    Exits with 0, or with 1 if a file stays.
     """
     return _register(lambda: register.uninstall(engine, name=runtime_name, root=root, dry_run=dry_run))
 

@@ -97,6 +97,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "no containerd": _no_containerd,
     "podman": _program("podman"),
     "kubernetes-validate": _module("kubernetes_validate"),
+    "mandoc": _program("mandoc"),
     "cc": _program("cc"),
     "zstd": _program("zstd"),
     "busybox": _program("busybox"),

@@ -34,11 +34,12 @@ def logs(config: Config, target: str) -> list[str]:
     Raises:
         UsageError: there is none.
     """
+    found: list[str] = []
     if os.path.isdir(target):
         found = [os.path.join(here, name) for here, _, files in _walk(target) for name in files if name in _LOGS]
     elif os.path.lexists(target):
         found = [target]
-    else:
+    if not found and os.sep not in target:  # a directory here may have a container's name
         kept = _kept(config.log_dir)
         found = [path for path in kept if not target or f"-{target[:64]}" in os.path.basename(path)]
         found = found[:1] if not target else found

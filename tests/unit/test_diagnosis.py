@@ -132,7 +132,7 @@ def test_hints_are_those_of_the_table(tmp_path: Path) -> None:
         assert hints.find(str(log)) == ("" if cause.any_level else cause.todo)
 
 
-def test_logs_are_found_and_read_within_bounds(tmp_path: Path) -> None:
+def test_logs_are_found_and_read_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, work = tmp_path / "logs", tmp_path / "work"
     kept.mkdir(), work.mkdir()
     (kept / "20261125T000000Z-abc-restore.log").write_text("x")
@@ -140,6 +140,9 @@ def test_logs_are_found_and_read_within_bounds(tmp_path: Path) -> None:
     config: Any = SimpleNamespace(log_dir=str(kept))
     assert read.logs(config, "") == read.logs(config, "abc") == [str(kept / "20261125T000000Z-abc-restore.log")]
     assert read.logs(config, str(work)) == [str(work / "dump.log")]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "abc").mkdir()
+    assert read.logs(config, "abc") == [str(kept / "20261125T000000Z-abc-restore.log")]
     with pytest.raises(UsageError, match="no log of 'nobody'"):
         read.logs(config, "nobody")
     log = read.read(str(work / "dump.log"))
