@@ -4,8 +4,8 @@ injected, not slept.
 A step is a journal line that is about to be written, the same line written, or a name in a file system that is about to
 change. With GRIT_TEST_STEPS, the number of steps is written to that file at the end; with GRIT_TEST_KILL_AT=N, the
 process kills itself at step N. GRIT_TEST_SLOW_FILL slows the filling of memory down, and GRIT_TEST_NO_USERFAULTFD
-stands for a kernel without it. GRIT_TEST_SLOW_PROGRESS has what shows its progress take long enough to be seen. With GRIT_TEST_MODULES, what was imported is written to that file, a name and its file
-a line.
+stands for a kernel without it. With GRIT_TEST_MODULES, what was imported is written to that file, a name and its file
+a line. GRIT_TEST_SLOW_PROGRESS has what shows its progress take long enough to be seen.
 """
 
 import os
