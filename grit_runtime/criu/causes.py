@@ -225,7 +225,7 @@ TABLE: tuple[Cause, ...] = (
     ),
     Cause(
         id="no-tmp-on-read-only-root",
-        line=r"Can't create a temporary directory: Read-only file system",
+        line=r"Error \([^)]*\): mnt: Can't create a temporary directory: Read-only",  # a dump warns of it, and goes on
         means="the rootfs is read-only and has no directory /tmp, on which CRIU puts the old root for a moment",
         todo="give the image a directory /tmp, or the container a mount there, or a rootfs that is not read-only",
     ),

@@ -121,6 +121,12 @@ def test_a_success_is_no_failure_whatever_was_tried_in_vain() -> None:
     assert judge(tried).verdict == NOTHING
 
 
+def test_a_dump_of_a_read_only_rootfs_only_warns_of_it() -> None:
+    warns = "Warn  (criu/mount.c:1267): mnt: Can't create a temporary directory: Read-only file system"  # (real)
+    found = judge(_log(warns, LINES["no-space"], end="Error (criu/cr-dump.c:1): Dumping FAILED."))
+    assert [finding.cause.id for finding in found.findings] == ["no-space"]
+
+
 def test_a_mount_is_named_by_its_path() -> None:
     found = judge(_log(LINES["mount-not-mapped"]), mounts={2054: "/usr/bin/nvidia-smi"})
     assert "mount 2054 is /usr/bin/nvidia-smi" in found.notes
