@@ -47,8 +47,8 @@ def logs(config: Config, target: str) -> list[str]:
         where = f"of {target!r} " if target else ""
         raise UsageError(
             f"there is no log {where}in {config.log_dir}",
-            hint="name a log, or a directory that holds one; a call that was refused before CRIU ran says why in its error "
-            "line, which is in the pod's event and the engine's log",
+            hint="name a log, or a directory that holds one; a call that was refused before CRIU ran says why in its "
+            "error line, which is in the pod's event and the engine's log",
         )
     return sorted(found, key=_age)
 
