@@ -63,7 +63,9 @@ class End:
     help="Where its one directory is made, with the checkpoint.",
 )
 @click.option("--keep", is_flag=True, help="Leave the files (bundles, checkpoint, logs), to look at them.")
-@click.option("--clean", is_flag=True, help="Try nothing: remove what runs that were killed left in --directory.")
+@click.option(
+    "--clean", is_flag=True, help="Try nothing: remove what runs that were killed, or kept, left in --directory."
+)
 @common.as_json_option
 def command(memory: int, timeout: int, runtime: str, directory: str, keep: bool, clean: bool, as_json: bool) -> int:
     """Try the whole way on this node: start a pod, capture it, remove it, bring it back as another one, and look.
@@ -93,7 +95,7 @@ def command(memory: int, timeout: int, runtime: str, directory: str, keep: bool,
         if clean:
             return _clean([nodes.Node.left(program, path) for path in found])
         for path in found:
-            click.echo(words.shown(f"warning: a killed run left {path} (`e2e --clean` removes it)"), err=True)
+            click.echo(words.shown(f"warning: an earlier run left {path} (`e2e --clean` removes it)"), err=True)
         try:
             node = nodes.Node.make(program, place, timeout)
         except OSError as err:

@@ -16,6 +16,7 @@ from typing import Any
 from grit_runtime import config, documents
 from grit_runtime.errors import GritError
 from grit_runtime.host import files, proc, run
+from grit_runtime.oci import log as logs
 
 PREFIX = "grit-e2e-"
 _GRACE = 20.0  # seconds for a call that was asked to end, to undo what it did
@@ -41,6 +42,8 @@ class Node:
     runtime: str
     base: str
     deadline: float
+    patience: float = 30
+    """Seconds that the workload may take for anything."""
     _made: list[str] = field(default_factory=list)
     _lock: int = -1
 
@@ -120,7 +123,11 @@ class Node:
             _end(process)
             raise
         if process.returncode != 0:
-            said = self._last_error() or (err_text or "").strip() or f"exit code {process.returncode}, and no word"
+            said = (
+                logs.last_error(files.read_text(self._log))
+                or (err_text or "").strip()
+                or f"exit code {process.returncode}, and no word"
+            )
             raise FailedError(f"`{verb}` failed: {said}")
         return out or ""
 
@@ -133,13 +140,13 @@ class Node:
         except (ValueError, KeyError, TypeError):
             raise FailedError(f"`state` of {container} says what is no state: {said[:200]!r}") from None
 
-    def wait(self, what: str, condition: Callable[[], bool], seconds: float = 30) -> None:
+    def wait(self, what: str, condition: Callable[[], bool]) -> None:
         """Wait until something is so.
 
         Raises:
             FailedError: it wasn't, in time.
         """
-        until = min(time.monotonic() + seconds, self.deadline)
+        until = min(time.monotonic() + self.patience, self.deadline)
         while not condition():
             if time.monotonic() > until:
                 raise FailedError(f"{what}: not in time")
@@ -172,20 +179,16 @@ class Node:
                 self.call("recover", seconds=_CLEANING)
         name = os.path.basename(self.base)
         left += [f"mount {line.split()[4]}" for line in proc.mountinfo("self").splitlines() if f"/{name}/" in line]
-        left += [f"cgroup {path}" for path in cgroups_of(name)]
+        for path in cgroups_of(name):
+            try:
+                os.rmdir(path)  # runc 1.1.5 leaves an empty one at times
+            except OSError as err:
+                left.append(f"cgroup {path}: {err.strerror}")
         if not left and not keep:
             shutil.rmtree(self.base, ignore_errors=True)
             left += [self.base] if os.path.lexists(self.base) else []
         os.close(self._lock)
         return left
-
-    def _last_error(self) -> str:
-        found = ""
-        for line in files.read_text(self._log).splitlines():
-            with contextlib.suppress(ValueError, AttributeError):
-                entry = json.loads(line)
-                found = str(entry["msg"]) if entry.get("level") == "error" else found
-        return found
 
 
 def cgroups_of(name: str) -> list[str]:
@@ -200,7 +203,7 @@ def cgroups_of(name: str) -> list[str]:
 
 
 def leftovers(directory: str) -> list[str]:
-    """Directories of runs that were killed: our own, and held by nobody."""
+    """Directories of runs that were killed, or kept theirs: our own, and held by nobody."""
     found = []
     for entry in os.scandir(directory):
         ours = entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False)

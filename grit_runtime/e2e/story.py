@@ -14,6 +14,7 @@ from grit_runtime.e2e.pod import CONTAINER, NAMESPACE, SECRET, Pod
 from grit_runtime.host import proc
 
 _BEFORE = 10  # numbers counted before the capture
+_SLOWEST = 50  # MiB that the workload fills or compares in a second
 _AFTER = 10  # and after the restore
 
 
@@ -60,13 +61,14 @@ def play(node: Node, report: Report, mebibytes: int) -> None:
     Raises:
         FailedError: something failed, or isn't as it must be.
     """
+    node.patience += mebibytes / _SLOWEST
     spec = _spec(node)
     old, new = Pod(base=node.base, role="old"), Pod(base=node.base, role="new")
     with report.phase("a pod starts"):
         _sandbox(node, old, spec)
         old.make_container(spec, sandbox_pid=node.state(old.sandbox)["pid"], mebibytes=mebibytes)
         _start(node, old)
-        node.wait("the workload counts", lambda: len(old.numbers()) >= _BEFORE, node.deadline)
+        node.wait("the workload counts", lambda: len(old.numbers()) >= _BEFORE)
     before = _ask(node, old)
     pid = node.state(old.container)["pid"]
     tree = _tree(pid)
