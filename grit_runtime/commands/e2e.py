@@ -18,9 +18,6 @@ FAILED, UNABLE, INTERRUPTED = 1, 2, 130
 _ROOM = 3  # times the workload's memory must be free: the workload, its images in the page cache, and some
 
 
-_SKIPPED = "the GPU, which e2e does not try"
-
-
 @dataclass(frozen=True, slots=True)
 class End:
     """How it ended: the exit code, the error line, and what CRIU's log says."""
@@ -62,12 +59,15 @@ class End:
     type=click.Path(),
     help="Where its one directory is made, with the checkpoint.",
 )
+@click.option("--no-gpu", is_flag=True, help="Give the workload no GPU, though there is one.")
 @click.option("--keep", is_flag=True, help="Leave the files (bundles, checkpoint, logs), to look at them.")
 @click.option(
     "--clean", is_flag=True, help="Try nothing: remove what runs that were killed, or kept, left in --directory."
 )
 @common.as_json_option
-def command(memory: int, timeout: int, runtime: str, directory: str, keep: bool, clean: bool, as_json: bool) -> int:
+def command(
+    memory: int, timeout: int, runtime: str, directory: str, no_gpu: bool, keep: bool, clean: bool, as_json: bool
+) -> int:
     """Try the whole way on this node: start a pod, capture it, remove it, bring it back as another one, and look.
 
     The workload is a counter with a child and memory of random content, made of the node's own Python: no image and no
@@ -80,13 +80,14 @@ def command(memory: int, timeout: int, runtime: str, directory: str, keep: bool,
     grit-runtime e2e --memory 4096 --directory /mnt/fast
     grit-runtime e2e --json | jq .phases
 
-    The GPU is not tried: that part is reported as skipped. Exits with 0 if all is so, 1 if not, 2 if it can't be tried
+    Where there is an NVIDIA GPU and libcuda.so.1, it holds memory on the first one, too; else that part is reported as
+    skipped, and why. Exits with 0 if all is so, 1 if not, 2 if it can't be tried
     here, 130 if it was interrupted.
     """
 
     def say() -> int:
+        from grit_runtime.e2e import gpu, story
         from grit_runtime.e2e import node as nodes
-        from grit_runtime.e2e import story
         from grit_runtime.workflow import register
 
         place, program = common.absolute(directory), common.absolute(runtime) if runtime else register.launcher()
@@ -100,11 +101,13 @@ def command(memory: int, timeout: int, runtime: str, directory: str, keep: bool,
             node = nodes.Node.make(program, place, timeout)
         except OSError as err:
             raise UsageError(f"cannot make a directory in {place}: {err.strerror}", hint="--directory") from None
+        device, why = (None, "--no-gpu") if no_gpu else gpu.find(common.config().cuda.library_path)
         report = story.Report(tell=lambda line: None if as_json else common.printed(words.shown(line) + "\n"))
+        report.skipped += [] if device else [f"the GPU: {why}"]
         end = End()
         try:
             try:
-                story.play(node, report, memory)
+                story.play(node, report, memory, device)
             except InterruptedCallError as err:
                 end = End(INTERRUPTED, str(err))
             except GritError as err:
@@ -166,7 +169,8 @@ def _clean(nodes: "list[Node]") -> int:
 
 
 def _tell(report: "Report", end: End, left: list[str]) -> None:
-    common.printed(f" skipped: {_SKIPPED}\n")
+    for line in report.skipped:
+        common.printed(f" skipped: {line}\n")
     for line in left:
         common.printed(words.shown(f"    left: {line}") + "\n")
     if end.diagnosis:
@@ -185,7 +189,7 @@ def _document(report: "Report", end: End, left: list[str]) -> dict[str, Any]:
         "diagnosis": end.diagnosis,
         "phases": [{"phase": title, "seconds": round(seconds, 3)} for title, seconds in report.phases],
         "checks": [{"check": text, "holds": holds} for text, holds in report.checks],
-        "skipped": [_SKIPPED],
+        "skipped": report.skipped,
         "checkpoint_bytes": report.checkpoint_bytes,
         "left": left,
     }

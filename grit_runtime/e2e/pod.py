@@ -14,9 +14,13 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from grit_runtime.e2e.gpu import Gpu
+from grit_runtime.host import files
+
 NAMESPACE = "grit-e2e"
 CONTAINER = "counter"
 SECRET = "/var/run/secrets/token"
+GPU_MEBIBYTES = 64
 _CRI = "io.kubernetes.cri."
 _EMPTY = ("proc", "dev", "dev/shm", "sys", "tmp", "etc", "data", "var/run/secrets/token", "root")
 _JOINED = {"network": "net", "ipc": "ipc", "uts": "uts"}
@@ -29,10 +33,12 @@ class Pod:
     Args:
         base: the directory of the run; its name begins the names of containers and cgroups.
         role: `old` or `new`.
+        gpu: what the workload's container is given.
     """
 
     base: str
     role: str
+    gpu: Gpu | None = None
     uid: str = field(default_factory=lambda: str(uuid.uuid4()))
     sandbox_hash: str = field(default_factory=lambda: secrets.token_hex(16))
 
@@ -73,21 +79,25 @@ class Pod:
         except OSError:
             return []
 
+    def failure(self) -> str:
+        """Why the workload has ended by itself, if it has."""
+        return files.read_text(os.path.join(self.data, "failed")).strip()
+
     def sources(self) -> dict[str, str]:
         """Make the files and directories that the pod is given: destination to source."""
         kubelet, sandbox = os.path.join(self.directory, "pods", self.uid), os.path.join(self.directory, "sandboxes")
         secret = os.path.join(kubelet, f"volumes/kubernetes.io~projected/kube-api-access-{secrets.token_hex(3)}")
-        files = {
+        given = {
             "/etc/hosts": (os.path.join(kubelet, "etc-hosts"), f"127.0.0.1 localhost {self.name}\n"),
             "/etc/hostname": (os.path.join(sandbox, self.sandbox_hash, "hostname"), f"{self.name}\n"),
             "/etc/resolv.conf": (os.path.join(sandbox, self.sandbox_hash, "resolv.conf"), "nameserver 127.0.0.1\n"),
             "/dev/termination-log": (os.path.join(kubelet, "containers", CONTAINER, secrets.token_hex(4)), ""),
         }
-        for path, text in (*files.values(), (os.path.join(secret, "token"), f"{self.uid}\n")):
+        for path, text in (*given.values(), (os.path.join(secret, "token"), f"{self.uid}\n")):
             _write(path, text)
         # A dump may fall into the moment in which the counter has it open; then it must be there at the restore.
         _write(os.path.join(self.data, "out"), "")
-        return {destination: path for destination, (path, _) in files.items()} | {"/data": self.data, SECRET: secret}
+        return {destination: path for destination, (path, _) in given.items()} | {"/data": self.data, SECRET: secret}
 
     def make_sandbox(self, spec: dict[str, Any]) -> None:
         """Make the sandbox's bundle."""
@@ -104,12 +114,16 @@ class Pod:
             mebibytes: how much memory it holds.
             checkpoint: the value of its annotation, if it is to come from one.
         """
-        arguments = [*_python(), "/workload.py", str(mebibytes)]
+        arguments = [*_python(), "/workload.py", str(mebibytes), str(GPU_MEBIBYTES if self.gpu else 0)]
         config = self._config(spec, "container", arguments, self.sources())
         for entry in config["linux"]["namespaces"]:
             if entry["type"] in _JOINED:
                 entry["path"] = f"/proc/{sandbox_pid}/ns/{_JOINED[entry['type']]}"
         config.pop("hostname", None)
+        if self.gpu:
+            self.gpu.give(config)
+            if not _is_bound(self.gpu.libraries):
+                config["mounts"].append(_bind(self.gpu.libraries, self.gpu.libraries, "ro"))
         if checkpoint:
             config["annotations"]["grit.dev/checkpoint"] = checkpoint
         self._bundle(self.container, config)
@@ -154,7 +168,15 @@ def _program_directories() -> list[str]:
         *(f"/{name}" for name in ("lib", "lib64") if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")),
     ]
     prefix = os.path.realpath(sys.base_prefix)
-    return found if any(prefix == path or prefix.startswith(f"{path}/") for path in found) else [*found, prefix]
+    return found if _is_below(prefix, found) else [*found, prefix]
+
+
+def _is_bound(path: str) -> bool:
+    return _is_below(path, _program_directories())
+
+
+def _is_below(path: str, directories: list[str]) -> bool:
+    return any(path == directory or path.startswith(f"{directory}/") for directory in directories)
 
 
 def _bind(destination: str, source: str, how: str) -> dict[str, Any]:

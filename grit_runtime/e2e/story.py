@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from grit_runtime.e2e.gpu import Gpu
 from grit_runtime.e2e.node import FailedError, Node
-from grit_runtime.e2e.pod import CONTAINER, NAMESPACE, SECRET, Pod
+from grit_runtime.e2e.pod import CONTAINER, GPU_MEBIBYTES, NAMESPACE, SECRET, Pod
 from grit_runtime.host import proc
 
 _BEFORE = 10  # numbers counted before the capture
@@ -30,6 +31,7 @@ class Report:
     phases: list[tuple[str, float]] = field(default_factory=list)
     checks: list[tuple[str, bool]] = field(default_factory=list)
     checkpoint_bytes: int = 0
+    skipped: list[str] = field(default_factory=list)
 
     @contextmanager
     def phase(self, title: str) -> Iterator[None]:
@@ -52,27 +54,34 @@ class Report:
             raise FailedError(f"not so: {text}{f'; seen: {seen}' if seen != '' else ''}")
 
 
-def play(node: Node, report: Report, mebibytes: int) -> None:
+def play(node: Node, report: Report, mebibytes: int, gpu: Gpu | None = None) -> None:
     """Run a pod, capture it, remove it, start another one from the checkpoint, and look.
 
     Args:
         mebibytes: how much memory the workload holds.
+        gpu: what it is given, to hold some memory there, too.
 
     Raises:
         FailedError: something failed, or isn't as it must be.
     """
     node.patience += mebibytes / _SLOWEST
     spec = _spec(node)
-    old, new = Pod(base=node.base, role="old"), Pod(base=node.base, role="new")
+    old, new = (Pod(base=node.base, role=role, gpu=gpu) for role in ("old", "new"))
     with report.phase("a pod starts"):
         _sandbox(node, old, spec)
         old.make_container(spec, sandbox_pid=node.state(old.sandbox)["pid"], mebibytes=mebibytes)
         _start(node, old)
-        node.wait("the workload counts", lambda: len(old.numbers()) >= _BEFORE)
+        node.wait("the workload counts", lambda: len(old.numbers()) >= _BEFORE or bool(old.failure()))
+        if old.failure():
+            raise FailedError(f"the workload could not start: {old.failure()}")
     before = _ask(node, old)
     pid = node.state(old.container)["pid"]
     tree = _tree(pid)
-    report.check(f"it counts, with a child, and holds {mebibytes} MiB", len(tree) == 2, tree)
+    report.check(
+        f"it counts, with a child, and holds {mebibytes} MiB{f', and {GPU_MEBIBYTES} MiB on the GPU' if gpu else ''}",
+        len(tree) == 2,
+        tree,
+    )
     images = os.path.join(node.checkpoints, NAMESPACE, "e2e", CONTAINER, "checkpoint")
     os.makedirs(os.path.dirname(images))
     with report.phase("capture: `checkpoint`, and the container ends"):
@@ -119,6 +128,9 @@ def _look(
     report.check("it is the process of before: it knows its token", after["token"] == before["token"])
     same = after["digest"] == after["digest_of_start"] == before["digest"]
     report.check("its memory is what it was, to the last byte", same)
+    if new.gpu:
+        same = bool(after["gpu_digest"]) and after["gpu_digest"] == before["gpu_digest"]
+        report.check("its memory on the GPU is what it was, to the last byte", same)
     report.check("its child counts on with it", after["child_number"] == after["number"], after["child_number"])
     pids = [(answer["pid"], answer["child"]) for answer in (before, after)]
     report.check("the pids in the container are the same", pids[0] == pids[1], pids)
