@@ -1,7 +1,4 @@
-"""The first GPU of the node, as a container gets it without any tool of NVIDIA's: nodes, device rules and libraries.
-
-/usr is bound into the container, and the driver's libraries mostly lie there.
-"""
+"""The first GPU of the node, as a container gets it without any tool of NVIDIA's: nodes, device rules and libraries."""
 
 import glob
 import os
@@ -10,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from typing import Any
 
+_INSIDE = "/driver"
 _LIBRARY = "libcuda.so.1"
 _DIRECTORIES = (
     "/usr/lib/x86_64-linux-gnu",
@@ -37,8 +35,10 @@ class Gpu:
             node = {"path": path, "type": "c", **number, "fileMode": 0o666, "uid": 0, "gid": 0}
             config["linux"].setdefault("devices", []).append(node)
             rules.append({"allow": True, "type": "c", **number, "access": "rwm"})
-        # The nodes are given above: nobody else has to.
-        config["process"]["env"] = [*config["process"].get("env", []), f"LD_LIBRARY_PATH={self.libraries}"]
+        config["process"]["env"] = [*config["process"].get("env", []), f"LD_LIBRARY_PATH={_INSIDE}"]
+        # Not within the /usr that is bound: they may be a mount of their own there, and links lead to them.
+        bind = {"destination": _INSIDE, "type": "bind", "source": self.libraries, "options": ["bind", "rprivate", "ro"]}
+        config["mounts"].append(bind)
 
 
 def find(more: tuple[str, ...] = ()) -> tuple[Gpu | None, str]:
@@ -54,4 +54,5 @@ def find(more: tuple[str, ...] = ()) -> tuple[Gpu | None, str]:
     if not here:
         return None, f"there is no {_LIBRARY} in {', '.join((*more, *_DIRECTORIES))}"
     nodes = [path for path in (own[0], *_SHARED) if os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode)]
-    return Gpu(nodes=tuple(nodes), libraries=os.path.realpath(here[0])), ""
+    libraries = os.path.dirname(os.path.realpath(os.path.join(here[0], _LIBRARY)))
+    return Gpu(nodes=tuple(nodes), libraries=libraries), ""

@@ -122,8 +122,6 @@ class Pod:
         config.pop("hostname", None)
         if self.gpu:
             self.gpu.give(config)
-            if not _is_bound(self.gpu.libraries):
-                config["mounts"].append(_bind(self.gpu.libraries, self.gpu.libraries, "ro"))
         if checkpoint:
             config["annotations"]["grit.dev/checkpoint"] = checkpoint
         self._bundle(self.container, config)
@@ -168,15 +166,8 @@ def _program_directories() -> list[str]:
         *(f"/{name}" for name in ("lib", "lib64") if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")),
     ]
     prefix = os.path.realpath(sys.base_prefix)
-    return found if _is_below(prefix, found) else [*found, prefix]
-
-
-def _is_bound(path: str) -> bool:
-    return _is_below(path, _program_directories())
-
-
-def _is_below(path: str, directories: list[str]) -> bool:
-    return any(path == directory or path.startswith(f"{directory}/") for directory in directories)
+    inside = any(prefix == path or prefix.startswith(f"{path}/") for path in found)
+    return found if inside else [*found, prefix]
 
 
 def _bind(destination: str, source: str, how: str) -> dict[str, Any]:

@@ -17,10 +17,22 @@ def test_a_gpu_is_given_by_its_nodes_and_the_drivers_libraries(monkeypatch: pyte
     monkeypatch.setattr(gpu.glob, "glob", lambda _: ["/dev/nvidia0", "/dev/nvidia-uvm"])
     found, why = gpu.find((str(tmp_path),))
     assert (found, why) == (None, f"there is no libcuda.so.1 in {tmp_path}")
+    elsewhere = tmp_path / "mount"
+    elsewhere.mkdir()
+    (elsewhere / "libcuda.so.1").touch()
+    (tmp_path / "libcuda.so.1").symlink_to(elsewhere / "libcuda.so.1")
+    monkeypatch.setattr(gpu.re, "fullmatch", lambda *_: True)
+    monkeypatch.setattr(gpu.glob, "glob", lambda _: ["/dev/zero"])
+    assert gpu.find((str(tmp_path),)) == (gpu.Gpu(nodes=("/dev/zero", "/dev/null"), libraries=str(elsewhere)), "")
     given = gpu.Gpu(nodes=("/dev/null",), libraries="/usr/lib64")
-    config: dict[str, Any] = {"linux": {"resources": {"devices": [{"allow": False}]}}, "process": {"env": ["A=b"]}}
+    config: dict[str, Any] = {
+        "linux": {"resources": {"devices": [{"allow": False}]}},
+        "process": {"env": ["A=b"]},
+        "mounts": [],
+    }
     given.give(config)
-    assert config["process"]["env"] == ["A=b", "LD_LIBRARY_PATH=/usr/lib64"]
+    assert config["process"]["env"] == ["A=b", "LD_LIBRARY_PATH=/driver"]
+    assert [(each["source"], each["destination"]) for each in config["mounts"]] == [("/usr/lib64", "/driver")]
     (made,) = config["linux"]["devices"]
     assert (made["path"], made["major"], made["minor"]) == ("/dev/null", 1, 3)
     assert config["linux"]["resources"]["devices"][1] == {
