@@ -1,5 +1,6 @@
 """The commands for people. The only user of click."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import click
 
 from grit_runtime import __version__, names
 from grit_runtime.checkpoint import export as writing
-from grit_runtime.commands import byhand, checkpoints, common, completion, diagnose, doctor, plan, report
+from grit_runtime.commands import byhand, checkpoints, common, completion, diagnose, doctor, e2e, plan, progress, report
 from grit_runtime.commands.common import printed as _print
 from grit_runtime.commands.common import said as _said
 from grit_runtime.config import Config
@@ -109,7 +110,8 @@ def export(checkpoint: str, file: str) -> int:
     """
 
     def write() -> int:
-        writing.export(os.path.abspath(checkpoint), os.path.abspath(file))
+        with progress.moved("writing", "wchar", progress.size(checkpoint)):
+            writing.export(os.path.abspath(checkpoint), os.path.abspath(file))
         return 0
 
     return _said(write)
@@ -133,21 +135,20 @@ def sign(config: Config, checkpoint: str, key: str) -> int:
     Exits with 0, or with 1 if it could not be signed.
     """
 
-    def write() -> int:
+    def say() -> int:
         from grit_runtime.checkpoint import signature
 
         file, workers = key or config.trust.signing_key, pool.workers(config.memory.workers)
         if not file:
             raise UsageError("no key to sign with", hint="--key, or `trust.signing-key`")
-        if not os.path.isdir(checkpoint):
-            signature.sign_file(os.path.abspath(checkpoint), file, workers)
-        elif not os.path.isfile(os.path.join(checkpoint, names.MANIFEST)):
+        if os.path.isdir(checkpoint) and not os.path.isfile(os.path.join(checkpoint, names.MANIFEST)):
             raise CheckpointError(f"{checkpoint} holds no {names.MANIFEST}", hint="name the directory with the images")
-        else:
-            signature.sign_directory(os.path.abspath(checkpoint), file, workers)
+        write = signature.sign_directory if os.path.isdir(checkpoint) else signature.sign_file
+        with progress.moved("reading", "rchar", progress.size(checkpoint)):
+            write(os.path.abspath(checkpoint), file, workers)
         return 0
 
-    return _said(write)
+    return _said(say)
 
 
 _json = common.as_json_option
@@ -179,7 +180,8 @@ def inspect_checkpoint(
 
     def say() -> int:
         workers = pool.workers(config.memory.workers) if check else 0
-        found = gather.inspect(os.path.abspath(checkpoint), config.archive, mappings=memory, compare=workers)
+        with progress.moved("reading", "rchar", progress.size(checkpoint)) if check else contextlib.nullcontext():
+            found = gather.inspect(os.path.abspath(checkpoint), config.archive, mappings=memory, compare=workers)
         shown = text.render(found, text.Wanted(files=files, mounts=mounts, memory=memory))
         _print(json.dumps(found.document(), indent=2) + "\n" if as_json else shown)
         return 0 if found.sound else 1
@@ -291,5 +293,6 @@ _commands.add_command(checkpoints.prune_checkpoints)
 _commands.add_command(completion.command)
 _commands.add_command(diagnose.command)
 _commands.add_command(doctor.command)
+_commands.add_command(e2e.command)
 _commands.add_command(plan.command)
 _commands.add_command(report.command)
