@@ -97,6 +97,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "podman": _program("podman"),
     "kubernetes-validate": _module("kubernetes_validate"),
     "cc": _program("cc"),
+    "strace": _program("strace"),
     "zstd": _program("zstd"),
     "busybox": _program("busybox"),
     "runtime": lambda: None if RUNTIME.exists() else f"{RUNTIME} is not built: `make build`",
