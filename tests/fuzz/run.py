@@ -1,7 +1,7 @@
 """Fuzz one target by coverage, with atheris: `python -m tests.fuzz.run TARGET SECONDS [DIRECTORY]`.
 
-Starts from the seeds that are kept, and writes what reaches more to DIRECTORY; `-merge=1` of libFuzzer makes few of
-many. A finding is a file `crash-*` in the current directory.
+Starts from the seeds that are kept, and collects what reaches more in DIRECTORY (build/fuzz/TARGET). A finding ends it,
+with a file `crash-*` there. libFuzzer's statistics are at the end of what it prints.
 """
 
 import sys
@@ -15,21 +15,13 @@ with atheris.instrument_imports(include=["grit_runtime"]):
 
 def main() -> None:
     name, seconds, *more = sys.argv[1:]
-    found = Path(more[0] if more else f"build/fuzz/{name}")
-    found.mkdir(parents=True, exist_ok=True)
-    kept = targets.CORPUS / name
-    kept.mkdir(parents=True, exist_ok=True)
-    arguments = [
-        f"-max_total_time={seconds}",
-        "-timeout=10",
-        "-rss_limit_mb=2048",
-        "-max_len=4096",
-        "-print_final_stats=1",
-    ]
-    if "--merge" in more:
-        arguments = ["-merge=1", "-max_len=4096"]
-        found, kept = kept, found
-    atheris.Setup([sys.argv[0], *arguments, str(found), str(kept)], targets.TARGETS[name])
+    place = Path(more[0] if more else f"build/fuzz/{name}").resolve()
+    (place / "corpus").mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(targets.seeds(name)):
+        (place / "corpus" / f"seed-{number}").write_bytes(seed)
+    limits = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=4096"]
+    arguments = [f"-max_total_time={seconds}", "-print_final_stats=1", f"-artifact_prefix={place}/", *limits]
+    atheris.Setup([sys.argv[0], *arguments, str(place / "corpus")], targets.TARGETS[name])
     atheris.Fuzz()
 
 

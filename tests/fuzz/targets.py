@@ -17,7 +17,12 @@ from grit_runtime.errors import CheckpointError, UsageError
 from grit_runtime.oci import argv, bundle
 from grit_runtime.workflow import grants, mounts
 
-CORPUS = Path(__file__).resolve().parents[1] / "data" / "seeds"
+_CORPUS = Path(__file__).resolve().parents[1] / "data" / "seeds"
+
+
+def seeds(target: str) -> list[bytes]:
+    """What is kept for a target: one input a line, in hexadecimal."""
+    return [bytes.fromhex(line) for line in (_CORPUS / f"{target}.txt").read_text().splitlines()]
 
 
 def image(magic: str, *entries: dict[str, Any]) -> bytes:
