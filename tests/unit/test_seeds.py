@@ -13,6 +13,7 @@ from tests.fuzz import targets
 
 _HARNESS = Path(targets.__file__).with_name("launcher.c")
 _BROKEN = 4  # of each seed
+_LONG = b"--root=" + b"/\x01y" * 1200 + b"\0create\0c"
 
 
 @pytest.mark.parametrize("target", sorted(targets.TARGETS))
@@ -35,7 +36,15 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_launcher_reads_within_bounds_whatever_the_seeds_are(launcher: Path, tmp_path: Path) -> None:
     chosen = random.Random(7)
     inputs = [seed for target in ("argv", "raw", "pagemap") for seed in targets.seeds(target)]
-    inputs += [b'{"a": "\\u0067rit.dev\\/', b"\\", b"\\u00", b"state-dir: /x\ndownstream: 'a", b"x" * 9000, b"/" * 5000]
+    inputs += [
+        b'{"a": "\\u0067rit.dev\\/',
+        b"\\",
+        b"\\u00",
+        b"state-dir: /x\ndownstream: 'a",
+        b"x" * 9000,
+        b"/" * 5000,
+        _LONG,
+    ]
     for seed in inputs:
         for number in range(_BROKEN):
             data = bytearray(seed)
