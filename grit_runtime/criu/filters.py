@@ -10,7 +10,7 @@ from grit_runtime.errors import CheckpointError
 _FILE = "seccomp.img"
 _INSTRUCTION = struct.Struct("<HBBI")  # struct sock_filter
 _MOST_INSTRUCTIONS = 4096  # linux/bpf_common.h, BPF_MAXINSNS
-_MOST_IN_A_CHAIN = 1024
+_MOST_IN_A_CHAIN = 32  # each may take a tenth of a second to be given up
 
 Program = tuple[tuple[int, int, int, int], ...]
 

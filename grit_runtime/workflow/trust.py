@@ -18,6 +18,7 @@ from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.mounts import MountStep, Offer
 
 _ANY = "*"
+_MOST_CHAINS = 64  # of seccomp filters; each takes some 60 ms
 
 
 class Asked(Protocol):
@@ -105,6 +106,8 @@ def _filters(bundle: Bundle, decoded: Images, threads: Iterable[credentials.Cred
     from grit_runtime.workflow import filters
 
     numbers = syscalls.library()
+    if len(wanted) > _MOST_CHAINS:
+        return [f"{privileges.of_filter(None)}: threads have more than {_MOST_CHAINS} different ones"]
     if numbers is None:
         return [f"{privileges.of_filter(None)}: there is no libseccomp.so.2 here"]
     read, texts = programs.read(decoded.path, decoded.files), []

@@ -13,7 +13,10 @@ import pytest
 
 from tests.integration.machine import Bundle, Machine
 
-pytestmark = [pytest.mark.needs("root", "runc", "criu", "busybox"), pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.needs("root", "runc", "criu", "busybox"),
+    pytest.mark.timeout(120 if os.environ.get("GRIT_TEST_LOAD", "1") == "1" else 1800),
+]
 
 _LOAD = int(os.environ.get("GRIT_TEST_LOAD", "1"))
 # KiB. 4 MiB kill Python at once, 64 are enough for each call; between 18 and 21 it ends later and later.

@@ -209,3 +209,12 @@ def test_a_call_that_only_the_old_profile_lets_through_is_always_named(profile: 
         ]
     old["syscalls"].append({"names": [name], "action": "SCMP_ACT_ALLOW", "args": []})
     assert _beyond(old, new) == [name]
+
+
+def test_a_chain_that_leads_in_a_circle_or_is_too_long_is_damaged() -> None:
+    allow = bytes((6, 0, 0, 0, 0, 0, 0xFF, 0x7F))
+    with pytest.raises(CheckpointError):
+        Filters((allow, allow), (1, 0)).chain(0)
+    assert len(Filters((allow,) * 32, (None, *range(31))).chain(31)) == 32
+    with pytest.raises(CheckpointError):
+        Filters((allow,) * 33, (None, *range(32))).chain(32)
