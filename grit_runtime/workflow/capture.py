@@ -26,6 +26,7 @@ from grit_runtime.workflow import (
     describe,
     dump,
     external,
+    interrupted,
     linkremap,
     memorysave,
     operations,
@@ -108,7 +109,7 @@ def _take(
         from grit_runtime.checkpoint import signature
 
         signature.require_key(context.config.trust.signing_key)
-    _prepare(transaction, request, partial)
+    _prepare(transaction, request, partial, sync=context.config.fsync)
     mark, begun = context.record.mark, time.monotonic()
     mark("cuda")
     cuda = _suspend(context, transaction, state, bundle, [pid for pid in pids if cudasigns.may_use_cuda(pid)])
@@ -193,16 +194,22 @@ def _wrong_state(context: Context, status: str) -> CaptureError:
     return CaptureError(f"container {context.container} cannot be checkpointed in {status} state")
 
 
-def _prepare(transaction: Transaction, request: Request, partial: str) -> None:
+def _prepare(transaction: Transaction, request: Request, partial: str, *, sync: bool) -> None:
+    interrupted.settle(request.images)
     if os.path.lexists(partial):
         raise CaptureError(
             f"{partial} exists: another checkpoint into this directory was begun",
             hint="`grit-runtime recover`, or remove it",
         )
     try:
-        for effect in effects.missing_directories(request.images):
+        made: list[effects.MakeDirectory | effects.MakeTree] = [*effects.missing_directories(request.images)]
+        for effect in (*made, effects.MakeTree(partial)):
             transaction.do(effect)
-        transaction.do(effects.MakeTree(partial))
+            if sync:
+                files.sync_directory(os.path.dirname(effect.path))
+        interrupted.mark(partial)
+        if sync:
+            files.sync_directory(partial)
     except OSError as err:
         raise CaptureError(f"cannot write the checkpoint to {request.images}: {err.strerror}") from None
 
