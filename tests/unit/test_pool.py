@@ -140,7 +140,7 @@ def test_a_signal_while_workers_are_waited_for_leaves_none() -> None:
 def test_workers_are_killed_with_their_parent() -> None:
     program = (
         "import os, time\nfrom grit_runtime.host import pool\n"
-        "def do(_):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+        "def do(_):\n    os.write(1, b'%d\\n' % os.getpid())\n    time.sleep(60)\n"
         "pool.each(do, range(2), 2)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
