@@ -44,8 +44,11 @@ def require_key(key: str) -> None:
     _private_key(key)
 
 
-def sign_directory(directory: str, key: str, workers: int) -> None:
+def sign_directory(directory: str, key: str, workers: int, *, but: frozenset[str] = frozenset()) -> None:
     """Write `grit.sig`, over every file in a directory, which must hold nothing else.
+
+    Args:
+        but: names that will not be there any more when it counts.
 
     Raises:
         ConfigError: the key can't be used.
@@ -54,7 +57,7 @@ def sign_directory(directory: str, key: str, workers: int) -> None:
     """
     private = _private_key(key)
     target = os.path.join(directory, names.SIGNATURE)
-    files.write_atomically(target, _signed(_hashed(_of_directory(directory), workers), private), sync=True)
+    files.write_atomically(target, _signed(_hashed(_of_directory(directory, but), workers), private), sync=True)
 
 
 def sign_file(path: str, key: str, workers: int) -> None:
@@ -155,12 +158,12 @@ def _signed(contents: Mapping[str, Content], private: Any) -> bytes:
     return b"\n".join((_TITLE, line, statement))
 
 
-def _of_directory(directory: str) -> dict[str, str]:
+def _of_directory(directory: str, but: frozenset[str] = frozenset()) -> dict[str, str]:
     """Name to path of every file."""
     paths: dict[str, str] = {}
     with os.scandir(directory) as entries:
         for entry in entries:
-            if entry.name == names.SIGNATURE:
+            if entry.name == names.SIGNATURE or entry.name in but:
                 continue
             if not entry.is_file(follow_symlinks=False) or len(paths) >= _MAX_FILES:
                 raise CheckpointError(f"checkpoint {directory} holds {entry.name!r}, which is no file")

@@ -274,9 +274,9 @@ def _write_manifest(
         if context.config.trust.signing_key:
             from grit_runtime.checkpoint import signature
 
-            signature.sign_directory(
-                partial, context.config.trust.signing_key, pool.workers(context.config.memory.workers)
-            )
+            workers = pool.workers(context.config.memory.workers)
+            key = context.config.trust.signing_key
+            signature.sign_directory(partial, key, workers, but=frozenset({names.WRITER}))
     except OSError as err:
         raise CaptureError(f"cannot write the checkpoint to {request.images}: {err.strerror}") from None
 
