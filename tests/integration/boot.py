@@ -49,6 +49,7 @@ if os.environ.get("GRIT_TEST_STEPS") or os.environ.get("GRIT_TEST_KILL_AT"):
     os.rename = _counted(os.rename, after=False)
     os.rmdir = _counted(os.rmdir, after=False)
     os.mkdir = _counted(os.mkdir, after=False)
+    os.unlink = _counted(os.unlink, after=False)
 
 
 def _slowly(function: Callable[..., Any]) -> Callable[..., Any]:
