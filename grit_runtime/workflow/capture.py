@@ -10,6 +10,7 @@ there stays until then.
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from grit_runtime import names
@@ -42,6 +43,25 @@ if TYPE_CHECKING:
     from grit_runtime.workflow import cudacapture
 
 
+@dataclass(slots=True, kw_only=True)
+class Held:
+    """A container that is frozen, its CUDA in memory, to be dumped; its transaction is open."""
+
+    context: Context
+    transaction: Transaction
+    request: Request
+    state: State
+    bundle: bundles.Bundle
+    pids: list[int]
+    cuda: "cudacapture.Suspended | None" = None
+    clock: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def by_plugin(self) -> bool:
+        """CRIU's plugin takes care of CUDA within the dump: until then the container runs."""
+        return self.cuda is not None and self.cuda.plugin
+
+
 def capture(context: Context, request: Request) -> None:
     """Dump the container; on any failure it runs on as before.
 
@@ -49,6 +69,36 @@ def capture(context: Context, request: Request) -> None:
         CaptureError: the dump failed, or what goes with it.
         DownstreamError: the downstream doesn't know the container, or failed.
     """
+    held = hold(context, request)
+    transaction = held.transaction
+    try:
+        take(held)
+        proc.finish_undisturbed()
+        transaction.phase(names.PUBLISHING)
+    except BaseException as err:
+        transaction.abort(err)
+        raise
+    publish.finish(transaction.header)
+    transaction.close()
+
+
+def hold(context: Context, request: Request) -> Held:
+    """Bring the container's CUDA into memory and freeze it; on any failure it runs on as before.
+
+    Raises:
+        CaptureError: it can't be dumped as it is, or not frozen.
+        DownstreamError: the downstream doesn't know the container, or failed.
+    """
+    held = _begin(context, request)
+    try:
+        _hold(held)
+    except BaseException as err:
+        held.transaction.abort(err)
+        raise
+    return held
+
+
+def _begin(context: Context, request: Request) -> Held:
     workspace = open_workspace(context.workspace_path, timeout=context.config.timeouts.lock)
     try:
         if recover.settle(workspace) is not None:
@@ -73,40 +123,31 @@ def capture(context: Context, request: Request) -> None:
         workspace.close(remove=not os.path.exists(workspace.journal))
         raise
     transaction = Transaction(workspace, header)
-    try:
-        _take(context, transaction, request, state, bundle, pids)
-        proc.finish_undisturbed()
-        transaction.phase(names.PUBLISHING)
-    except BaseException as err:
-        transaction.abort(err)
-        raise
-    publish.finish(transaction.header)
-    transaction.close()
+    return Held(context=context, transaction=transaction, request=request, state=state, bundle=bundle, pids=pids)
 
 
-def _take(
-    context: Context,
-    transaction: Transaction,
-    request: Request,
-    state: State,
-    bundle: bundles.Bundle,
-    pids: list[int],
-) -> None:
-    """Everything up to the complete checkpoint in `.grit-partial`; the container is frozen then."""
-    partial = os.path.join(request.images, names.PARTIAL)
+def _hold(held: Held) -> None:
+    context, transaction, state = held.context, held.transaction, held.state
     if context.config.trust.signing_key:
         from grit_runtime.checkpoint import signature
 
         signature.require_key(context.config.trust.signing_key)
-    _prepare(transaction, request, partial)
+    _prepare(transaction, held.request, _partial(held.request))
     begun = time.monotonic()
-    cuda = _suspend(context, transaction, state, bundle, [pid for pid in pids if cudasigns.may_use_cuda(pid)])
-    by_plugin = cuda is not None and cuda.plugin
-    clock = _freeze(context, transaction, state, thawed=cuda is not None, leave=by_plugin)
-    clock["begin"] = begun
+    held.cuda = _suspend(
+        context, transaction, state, held.bundle, [pid for pid in held.pids if cudasigns.may_use_cuda(pid)]
+    )
+    held.clock = _freeze(context, transaction, state, thawed=held.cuda is not None, leave=held.by_plugin)
+    held.clock["begin"] = begun
+
+
+def take(held: Held) -> None:
+    """Everything up to the complete checkpoint in `.grit-partial`; the container is frozen then."""
+    context, transaction, request, state = held.context, held.transaction, held.request, held.state
+    bundle, pids, cuda, partial = held.bundle, held.pids, held.cuda, _partial(held.request)
     if state.status != names.PAUSED or cuda:  # else it was frozen when they were looked at
         pids = _processes(context)
-    if cuda and not by_plugin:
+    if cuda and not held.by_plugin:
         from grit_runtime.workflow import cudacapture
 
         cudacapture.require_none_new(context, pids)
@@ -118,11 +159,11 @@ def _take(
         dump.dump(context, transaction, request, partial, bundle, options, more)
 
     try:
-        past = memorysave.begin(context, request, partial, pids, frozen=not by_plugin)
+        past = memorysave.begin(context, request, partial, pids, frozen=not held.by_plugin)
         checksums = _dump(context, partial, pids, by_criu, past=past)
     except CaptureError as err:
         raise contentsave.explained(err, state.pid) from None
-    if by_plugin:
+    if held.by_plugin:
         _freeze(context, transaction, state, thawed=True)
     kept = linkremap.keep(transaction, partial, pids, state.pid)
     if cuda:
@@ -130,10 +171,14 @@ def _take(
     log = dump.log_of(request, transaction.workspace)
     facts["versions"]["criu"] = describe.criu_version(log, context.config.timeouts.command)
     facts["contents"] = contentsave.save(context, state.pid, bundle, partial)
-    clock["dump"] = time.monotonic()
-    _write_manifest(context, request, partial, facts, clock, checksums)
+    held.clock["dump"] = time.monotonic()
+    _write_manifest(context, request, partial, facts, held.clock, checksums)
     for name in kept if request.leave_running else ():
         transaction.undo(name)
+
+
+def _partial(request: Request) -> str:
+    return os.path.join(request.images, names.PARTIAL)
 
 
 def _suspend(

@@ -1,0 +1,147 @@
+"""Taking the containers of a pod as one checkpoint: all of them, at one moment, or none.
+
+Every container is frozen, and its CUDA in memory, before the first is dumped; one that fails frees them all. Their
+checkpoints are made in a directory beside the final one, which gets its name when all are complete, in one rename: a
+set of that name is there whole or not at all. Only then does a container end or run on. Whoever kills us before the
+rename leaves containers that run on (each has a journal of its own) and a directory that nothing looks into.
+"""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from grit_runtime import names
+from grit_runtime.errors import BusyError, CaptureError, CheckpointError, UsageError
+from grit_runtime.host import files, proc
+from grit_runtime.workflow import capture, publish
+from grit_runtime.workflow.byhand import Capture
+from grit_runtime.workflow.capture import Held
+
+HIDDEN = ".grit-set-"
+
+
+def take(asked: Sequence[Capture], *, stop: bool) -> str:
+    """Capture the containers of one pod, all at one moment; on any failure all of them run on as before.
+
+    Args:
+        asked: as `byhand.plan_capture` made them, by one name; where there is nothing of that name yet.
+        stop: end the containers, once all are complete.
+
+    Returns:
+        The directory that holds a directory for each.
+
+    Raises:
+        UsageError: they aren't containers of one pod.
+        CaptureError: one could not be captured, or the set not be written.
+        CheckpointError: there is a checkpoint of that name.
+        BusyError: another call takes a set of that name.
+    """
+    target = _target(asked)
+    if os.path.lexists(target):
+        raise CheckpointError(f"there is a checkpoint at {target}", hint="choose another --name, or remove it")
+    staging = _hidden(target)
+    fd = _staging(staging)
+    try:
+        within = [replace(one.request, images=inside(asked, one.request.images), leave_running=True) for one in asked]
+        _take([replace(one, request=request) for one, request in zip(asked, within, strict=True)], target, stop=stop)
+    finally:
+        # Under its own name it is nothing any more: the set has it, or it failed.
+        files.remove_tree(staging)
+        os.close(fd)
+    return target
+
+
+def _target(asked: Sequence[Capture]) -> str:
+    """The directory that the checkpoints are to be in."""
+    sandboxes = {one.sandbox for one in asked}
+    folders = {os.path.dirname(os.path.dirname(one.request.images)) for one in asked}
+    entries = {one.request.images for one in asked}
+    if len(sandboxes) > 1 or "" in sandboxes or len(folders) > 1:
+        raise UsageError(
+            "these containers are not of one pod", hint="several are captured together only if their annotations say so"
+        )
+    if len(entries) < len(asked):
+        raise UsageError("two of these containers have one name in their pod")
+    return folders.pop()
+
+
+def _staging(path: str) -> int:
+    """Make the directory anew, locked for as long as the descriptor is open."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as err:
+        raise CaptureError(f"cannot write the checkpoint to {path}: {err.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in os.listdir(fd):  # of a call that was killed
+            files.remove_tree(os.path.join(path, name))
+    except BlockingIOError:
+        os.close(fd)
+        raise BusyError(f"another grit-runtime writes to {path}") from None
+    return fd
+
+
+def inside(asked: Sequence[Capture], images: str) -> str:
+    """Where a checkpoint is made that will be at `images`."""
+    target = _target(asked)
+    return os.path.join(_hidden(target), os.path.relpath(images, target))
+
+
+def _hidden(target: str) -> str:
+    return os.path.join(os.path.dirname(target), f"{HIDDEN}{os.path.basename(target)}")
+
+
+def _take(asked: Sequence[Capture], target: str, *, stop: bool) -> None:
+    # Nothing ends before the set is complete: until then each is to run on, whoever kills us.
+    held: list[Held] = []
+    try:
+        for one in asked:
+            held.append(capture.hold(one.context, one.request))
+            if held[-1].by_plugin and len(asked) > 1:
+                raise CaptureError(
+                    f"container {one.context.container} has its CUDA saved by CRIU's plugin, which can't hold it while "
+                    "others are dumped",
+                    hint="set `cuda.mode` to `driver` to capture several containers at one moment",
+                )
+        for container in held:
+            capture.take(container)
+        proc.finish_undisturbed()
+        for container in held:
+            container.transaction.phase(names.PUBLISHING)
+    except BaseException as err:
+        for container in reversed(held):
+            container.transaction.abort(err)
+        raise
+    try:
+        for container in held:
+            publish.publish(container.request.images)
+        files.sync_directory(_hidden(target))
+        os.rename(_hidden(target), target)
+        files.sync_directory(os.path.dirname(target))
+    except OSError as err:
+        _end(held, stop=False)
+        raise CaptureError(f"cannot write the checkpoint to {target}: {err.strerror}") from None
+    _end(held, stop=stop)
+
+
+def _end(held: Sequence[Held], *, stop: bool) -> None:
+    """Let the containers go, or end them. One that fails doesn't keep the others.
+
+    Raises:
+        CaptureError: the first failure.
+    """
+    failures: list[CaptureError | OSError] = []
+    for container in held:
+        if stop:
+            container.transaction.amend({"leave_running": False})
+        try:
+            publish.finish(container.transaction.header)
+        except (CaptureError, OSError) as err:
+            failures.append(err)
+            container.transaction.close(keep=True)
+        else:
+            container.transaction.close()
+    if failures:
+        raise CaptureError(str(failures[0]))
