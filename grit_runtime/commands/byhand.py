@@ -1,8 +1,10 @@
 """`capture` and `restore-into`: checkpoints by their names, without a pod."""
 
 import os
+import select
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,13 +19,24 @@ if TYPE_CHECKING:
     from grit_runtime.workflow import byhand
 
 
+_PATIENCE = 60  # seconds that containers are frozen for an answer
+
+
 @click.command("capture")
 @click.argument("containers", metavar="CONTAINER...", nargs=-1, required=True)
 @click.option("--name", required=True, help="The checkpoint's: what grit.dev/restore-name of a new pod says.")
 @click.option("--stop", is_flag=True, help="End the container when its checkpoint is complete.")
 @click.option("--replace", is_flag=True, help="Where there is one of that name, replace it: for one container.")
+@click.option(
+    "--ask",
+    is_flag=True,
+    help="When all is complete, write `complete`, and read a line: `stop` ends the containers. Anything else, the end "
+    "of the input, or a minute without an answer, has them run on.",
+)
 @common.as_json_option
-def capture_container(containers: tuple[str, ...], name: str, stop: bool, replace: bool, as_json: bool) -> int:
+def capture_container(
+    containers: tuple[str, ...], name: str, stop: bool, replace: bool, ask: bool, as_json: bool
+) -> int:
     """Take a checkpoint into the checkpoint root, where a pod finds it by its name.
 
     CONTAINER is an id, or the beginning of one, of containerd, docker, CRI-O or runc itself; a --root before `capture`
@@ -44,14 +57,14 @@ def capture_container(containers: tuple[str, ...], name: str, stop: bool, replac
         from grit_runtime.workflow import byhand
 
         notes = Notes()
-        if replace and len(containers) > 1:
-            raise click.UsageError("--replace is for one container")
+        if replace and (len(containers) > 1 or ask):
+            raise click.UsageError("--replace is for one container, and not with --ask")
         asked = []
         for word in containers:
             context = byhand.find_container(common.config(), common.invocation(), word, notes)
             asked.append(byhand.plan_capture(context, name, stop=stop, replace=replace))
         begun = time.monotonic()
-        made = _captured(asked, stop=stop)
+        made = _captured(asked, _answer if ask else lambda: stop, together=ask or len(asked) > 1)
         _warnings(notes)
         seconds = round(time.monotonic() - begun, 3)
         sizes = [byhand.size(images) for images in made]
@@ -71,7 +84,15 @@ def capture_container(containers: tuple[str, ...], name: str, stop: bool, replac
     return common.said(say)
 
 
-def _captured(asked: "list[byhand.Capture]", *, stop: bool) -> list[str]:
+def _answer() -> bool:
+    """Say that all is complete, and what whoever called wants now. They are frozen meanwhile: it is bounded."""
+    common.printed("complete\n")
+    sys.stdout.flush()
+    ready, _, _ = select.select([0], [], [], _PATIENCE)
+    return bool(ready) and os.read(0, 64).strip() == b"stop"
+
+
+def _captured(asked: "list[byhand.Capture]", ends: Callable[[], bool], *, together: bool) -> list[str]:
     """Capture one container, or several of one pod; where the checkpoint of each lies."""
     from grit_runtime.commands import progress
     from grit_runtime.host import proc
@@ -82,13 +103,13 @@ def _captured(asked: "list[byhand.Capture]", *, stop: bool) -> list[str]:
     for one in asked:
         pids = one.context.downstream.processes(one.context.container, timeout=one.context.config.timeouts.command)
         total += sum(proc.resident(pid) for pid in pids)
-    if len(asked) == 1:
+    if not together:
         with progress.shown("writing", lambda: byhand.written(places[0]), total):
             capture.capture(asked[0].context, asked[0].request)
         return places
     inner = [podset.inside(asked, images) for images in places]
     with progress.shown("writing", lambda: sum(map(byhand.written, inner)), total):
-        podset.take(asked, stop=stop)
+        podset.take(asked, ends)
     return places
 
 

@@ -8,7 +8,7 @@ rename leaves containers that run on (each has a journal of its own) and a direc
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from grit_runtime import names
@@ -21,12 +21,12 @@ from grit_runtime.workflow.capture import Held
 HIDDEN = ".grit-set-"
 
 
-def take(asked: Sequence[Capture], *, stop: bool) -> str:
+def take(asked: Sequence[Capture], ends: Callable[[], bool]) -> str:
     """Capture the containers of one pod, all at one moment; on any failure all of them run on as before.
 
     Args:
         asked: as `byhand.plan_capture` made them, by one name; where there is nothing of that name yet.
-        stop: end the containers, once all are complete.
+        ends: asked once all are complete, the containers still frozen: whether they end there; else they run on.
 
     Returns:
         The directory that holds a directory for each.
@@ -44,7 +44,7 @@ def take(asked: Sequence[Capture], *, stop: bool) -> str:
     fd = _staging(staging)
     try:
         within = [replace(one.request, images=inside(asked, one.request.images), leave_running=True) for one in asked]
-        _take([replace(one, request=request) for one, request in zip(asked, within, strict=True)], target, stop=stop)
+        _take([replace(one, request=request) for one, request in zip(asked, within, strict=True)], target, ends)
     finally:
         # Under its own name it is nothing any more: the set has it, or it failed.
         files.remove_tree(staging)
@@ -93,7 +93,7 @@ def _hidden(target: str) -> str:
     return os.path.join(os.path.dirname(target), f"{HIDDEN}{os.path.basename(target)}")
 
 
-def _take(asked: Sequence[Capture], target: str, *, stop: bool) -> None:
+def _take(asked: Sequence[Capture], target: str, ends: Callable[[], bool]) -> None:
     # Nothing ends before the set is complete: until then each is to run on, whoever kills us.
     held: list[Held] = []
     try:
@@ -123,7 +123,11 @@ def _take(asked: Sequence[Capture], target: str, *, stop: bool) -> None:
     except OSError as err:
         _end(held, stop=False)
         raise CaptureError(f"cannot write the checkpoint to {target}: {err.strerror}") from None
-    _end(held, stop=stop)
+    stop = False
+    try:
+        stop = ends()
+    finally:
+        _end(held, stop=stop)
 
 
 def _end(held: Sequence[Held], *, stop: bool) -> None:

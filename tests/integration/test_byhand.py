@@ -212,3 +212,21 @@ def test_one_that_fails_frees_the_whole_set(machine: Machine, killed: bool) -> N
     machine.configure()
     machine.grit("capture", "--name", "set", "c-good", "c-bad").ok()
     assert [path.name for path in (machine.checkpoints / "ns").iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize(("answer", "status"), [("stop\n", "gone"), ("", "running")])
+def test_whoever_asks_for_it_says_what_becomes_of_the_containers(machine: Machine, answer: str, status: str) -> None:
+    machine.start("c-one", _of_pod(machine, "one"))
+    argv = [str(part) for part in machine.argv("capture", "--name", "asked", "--ask", "c-one")]
+    with subprocess.Popen(
+        argv, env=machine.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "complete\n"
+        assert machine.status("c-one") == "paused"
+        assert (machine.checkpoints / "ns/asked/one/checkpoint/grit.json").exists()
+        process.stdin.write(answer)
+        process.stdin.close()
+        assert process.wait(30) == 0
+    assert machine.status("c-one") == status
