@@ -96,6 +96,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "no containerd": _no_containerd,
     "podman": _program("podman"),
     "kubernetes-validate": _module("kubernetes_validate"),
+    "agent": _module("kopf"),
     "cc": _program("cc"),
     "zstd": _program("zstd"),
     "busybox": _program("busybox"),
