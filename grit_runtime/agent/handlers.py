@@ -79,7 +79,7 @@ async def watch(
     registry = registered(wake, kinds, node)
 
     @kopf.on.login(registry=registry)
-    def login(**_: Any) -> kopf.ConnectionInfo:
+    async def login(**_: Any) -> kopf.ConnectionInfo:  # or kopf would start a thread for it
         return info()
 
     await kopf.operator(
