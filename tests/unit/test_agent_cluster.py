@@ -55,8 +55,8 @@ def test_a_pod_is_captured_as_a_set_and_its_data_goes_with_the_checkpoint(tmp_pa
         assert found["metadata"]["finalizers"] == ["grit.dev/data"]
         for root in (made.root("n1"), made.volume):
             assert (root / "default/one/back/checkpoint/grit.json").exists()
-        reasons = {reason for reason, _ in made.server.events()}
-        assert reasons >= {"WaitingForAgent", "Capturing", "Captured", "Stored"}
+        told = {"WaitingForAgent", "Capturing", "Captured", "Stored"}
+        await made.until(lambda: told <= {reason for reason, _ in made.server.events()})
         # The API server chooses: no agent is sent another node's pods, nor pods that no Restore means.
         watched = [asked for asked in made.server.requests if "/pods?" in asked and "watch=true" in asked]
         assert all("labelSelector=grit.dev/restore" in asked.replace("%2F", "/") for asked in watched)
@@ -85,7 +85,7 @@ def test_a_capture_that_fails_leaves_the_pod_and_says_why(tmp_path: Path) -> Non
         assert pod is not None
         assert "deletionTimestamp" not in pod["metadata"]
         assert made.server.find(RT, "one") is None
-        assert ("CaptureFailed", expected[2]) in made.server.events()
+        await made.until(lambda: ("CaptureFailed", expected[2]) in made.server.events())
 
     _run(tmp_path, do, "manager", "n1")
 
