@@ -31,10 +31,14 @@ class Cluster:
     server: ApiServer
     base: Path
     running: dict[str, "Part"] = field(default_factory=dict)
+    runtime: tuple[str, ...] = ()
+    """What is called in place of the simulated runtime."""
+    only_root: Path | None = None
+    """The checkpoint root of that."""
 
     def root(self, node: str) -> Path:
         """A node's checkpoint root."""
-        made = self.base / node
+        made = self.only_root or self.base / node
         made.mkdir(exist_ok=True)
         return made
 
@@ -95,10 +99,10 @@ class Part:
         url = cluster.server.url
         api = await self.stack.enter_async_context(Api(Server(url=url), timeout=1, pause=0.05))
         if node:
-            argv = ("env", f"PYTHONPATH={ROOT}", sys.executable, str(RUNTIME), str(cluster.root(node)))
+            simulated = ("env", f"PYTHONPATH={ROOT}", sys.executable, str(RUNTIME), str(cluster.root(node)))
             agent = Node(
                 api=api, name=node, root=str(cluster.root(node)), volumes={"store": str(cluster.volume)},
-                program=Program(argv=argv), goes=5,
+                program=Program(argv=cluster.runtime or simulated), goes=5,
             )  # fmt: skip
             self.queue = Queue(agent.look, pause=0.05)
             for key in agent.known():
