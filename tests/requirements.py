@@ -97,6 +97,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "podman": _program("podman"),
     "kubernetes-validate": _module("kubernetes_validate"),
     "agent": _module("kopf"),
+    "openssl": _program("openssl"),
     "cc": _program("cc"),
     "zstd": _program("zstd"),
     "busybox": _program("busybox"),

@@ -24,9 +24,9 @@ import jsonpatch
 from aiohttp.test_utils import TestClient, TestServer
 
 from grit_runtime.agent import webhook, words
-from grit_runtime.agent.client import Api, Server
+from grit_runtime.agent.client import Api
 from tests.unit import agentobjects as objects
-from tests.unit.agentcluster import Cluster, cluster
+from tests.unit.agentcluster import Cluster, cluster, server_for
 
 pytestmark = pytest.mark.needs("root", "runc", "criu", "containerd 1.7", "cri", "busybox", "runtime")
 
@@ -72,7 +72,7 @@ def _reported(pod: Pod, ids: dict[str, str]) -> Object:
 
 
 async def _admitted(made: Cluster, pod: Object) -> Object:
-    async with Api(Server(url=made.server.url)) as api:
+    async with Api(server_for(made.server.url, "manager")) as api:
         application = webhook.Webhook(api=api, runtime_class="grit").application()
         async with TestClient(TestServer(application)) as client:
             body = {"request": {"uid": "r", "namespace": "default", "object": pod}}

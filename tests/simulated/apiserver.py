@@ -1,8 +1,9 @@
 """A simulated API server: the part of Kubernetes' HTTP that the agent and kopf ask for, in one process of the test.
 
 Lists, watches (with bookmarks left out), merge patches, the status subresource, optimistic locking (409), finalizers,
-graceful deletion of pods, pruning and the schema of our own resources, `410 Gone` for a version that was compacted; and
-faults that a test asks for. What it is not: it has no authentication, no admission, no RBAC and evaluates no CEL.
+graceful deletion of pods, pruning and the schema of our own resources, `410 Gone` for a version that was compacted, the
+rules of RBAC for whoever says with a token who it is; and faults that a test asks for. What it is not: it has no
+admission and evaluates no CEL.
 """
 
 import asyncio
@@ -51,6 +52,8 @@ class ApiServer:
     requests: list[str] = field(default_factory=list)
     """`METHOD path?query`, of all that was asked."""
     faults: list[Fault] = field(default_factory=list)
+    roles: dict[str, list[Object]] = field(default_factory=dict)
+    """Token to the rules of its ClusterRole; without a token everything is allowed."""
     port: int = 0
     graceful: bool = True
     """A deleted pod stays, until `kubelet_removes`."""
@@ -152,6 +155,8 @@ class ApiServer:
     ) -> web.StreamResponse:
         asked = f"{request.method} {request.path_qs}"
         self.requests.append(asked)
+        if not self._may(request):
+            return _status(403, f"forbidden: {asked}")
         fault = next((one for one in self.faults if one.times and re.search(one.pattern, asked)), None)
         if fault is None:
             return await handler(request)
@@ -165,6 +170,21 @@ class ApiServer:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
+
+    def _may(self, request: web.Request) -> bool:
+        """What the authorizer of RBAC says."""
+        kind, token = request.match_info.get("kind"), request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if kind is None or not token:
+            return True
+        verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(request.method, "get")
+        if verb == "get" and "name" not in request.match_info:
+            verb = "watch" if request.query.get("watch") == "true" else "list"
+        resource = f"{kind}/status" if request.path.endswith("/status") else kind
+        group = words.GROUP if kind in _OURS else ""
+        return any(
+            group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]
+            for rule in self.roles[token]
+        )
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("watch") == "true":

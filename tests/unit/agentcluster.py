@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import kopf
+import yaml
 
 from grit_runtime.agent import handlers, words
 from grit_runtime.agent.capture import Program
@@ -21,7 +22,20 @@ from tests.requirements import ROOT
 from tests.simulated.apiserver import ApiServer
 
 RUNTIME = ROOT / "tests/simulated/runtime.py"
+EXAMPLES = ROOT / "examples/kubernetes/agent"
 Object = dict[str, Any]
+
+
+def role(file: str, name: str) -> list[Object]:
+    """The rules of a ClusterRole of the examples."""
+    found = yaml.safe_load_all((EXAMPLES / file).read_text())
+    (rules,) = [one["rules"] for one in found if (one["kind"], one["metadata"]["name"]) == ("ClusterRole", name)]
+    return list(rules)
+
+
+def server_for(url: str, token: str) -> Server:
+    """The API server, for one that is known to it as `token`."""
+    return Server(url=url, headers=lambda: {"Authorization": f"Bearer {token}"})
 
 
 @dataclass(slots=True)
@@ -97,7 +111,8 @@ class Part:
     async def start(self, cluster: Cluster, node: str) -> None:
         """Start, and wait until it watches."""
         url = cluster.server.url
-        api = await self.stack.enter_async_context(Api(Server(url=url), timeout=1, pause=0.05))
+        token = "node" if node else "manager"
+        api = await self.stack.enter_async_context(Api(server_for(url, token), timeout=1, pause=0.05))
         if node:
             simulated = ("env", f"PYTHONPATH={ROOT}", sys.executable, str(RUNTIME), str(cluster.root(node)))
             agent = Node(
@@ -116,7 +131,7 @@ class Part:
         kinds = (words.CHECKPOINTS,) if node else (words.CHECKPOINTS, words.RESTORES)
         ready = asyncio.Event()
         watching = handlers.watch(
-            lambda: kopf.ConnectionInfo(server=url), self._wake, kinds, node=node, ready=ready, tuned=tuned
+            lambda: kopf.ConnectionInfo(server=url, token=token), self._wake, kinds, node=node, ready=ready, tuned=tuned
         )
         self.task = asyncio.create_task(watching)
         await asyncio.wait_for(ready.wait(), 10)
@@ -138,7 +153,8 @@ class Part:
 @asynccontextmanager
 async def cluster(base: Path, *parts: str) -> AsyncIterator[Cluster]:
     """A cluster with nodes n1 and n2, and these parts of the agent."""
-    async with ApiServer() as server:
+    roles = {"node": role("node.yaml", "grit-agent"), "manager": role("manager.yaml", "grit-manager")}
+    async with ApiServer(roles=roles) as server:
         made = Cluster(server, base)
         for name in ("n1", "n2"):
             await server.put("nodes", {"metadata": {"name": name}, "spec": {}})

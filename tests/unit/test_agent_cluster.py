@@ -18,10 +18,10 @@ import jsonpatch
 from aiohttp.test_utils import TestClient, TestServer
 
 from grit_runtime.agent import webhook, words
-from grit_runtime.agent.client import Api, Server
+from grit_runtime.agent.client import Api
 from tests.simulated.apiserver import Fault
 from tests.unit import agentobjects as objects
-from tests.unit.agentcluster import Cluster, cluster
+from tests.unit.agentcluster import Cluster, cluster, server_for
 
 CP, RT = words.CHECKPOINTS, words.RESTORES
 Object = dict[str, Any]
@@ -160,7 +160,7 @@ def test_an_agent_that_is_restarted_in_the_middle_goes_on(tmp_path: Path, when: 
 
 async def _admitted(made: Cluster, pod: Object, **review: Any) -> Object:
     """The pod as the webhook has it, or its answer if it isn't allowed."""
-    async with Api(Server(url=made.server.url), timeout=1, pause=0.05) as api:
+    async with Api(server_for(made.server.url, "manager"), timeout=1, pause=0.05) as api:
         application = webhook.Webhook(api=api, runtime_class="grit").application()
         async with TestClient(TestServer(application)) as client:
             pod["status"] = {}
