@@ -10,7 +10,7 @@ VENV := build/venv
 BUILT := $(CURDIR)/build/prefix
 SOURCES := $(shell find grit_runtime -name '*.py' -o -name '*.json' -o -name py.typed) launcher/boot.py launcher/grit-runtime.c $(wildcard hooks/* hooks/hooks.d/*) setup.cfg pyproject.toml
 
-.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak crds clean
+.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak e2e-cluster crds clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ bench: deps build ## what we cost, side by side with runc in one run; figures an
 LOAD ?= 10
 soak: deps build ## load, cycles and hostile input, LOAD (10) times as much as make test does
 	GRIT_TEST_LOAD=$(LOAD) $(VENV)/bin/pytest --timeout 3600 tests/integration/test_load.py tests/unit/test_hostile_input.py
+
+e2e-cluster: ## on a node of a real cluster: capture, delete and restore a pod; KUBECONFIG=FILE (docs/kubernetes.md)
+	@test -n "$(KUBECONFIG)" || { echo "say KUBECONFIG=FILE" >&2; exit 1; }
+	KUBECONFIG="$(KUBECONFIG)" $(VENV)/bin/python tests/e2e/cluster.py
 
 crds: ## write the custom resource definitions to examples/kubernetes/agent/crds.yaml
 	$(VENV)/bin/python -m grit_runtime.agent.crds >examples/kubernetes/agent/crds.yaml
