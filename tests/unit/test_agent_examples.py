@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -199,3 +200,17 @@ def test_the_plugin_says_how_one_stands(kubectl: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "Restore one: Created\n  Ready=True Because: so it is\n"
     assert plugin.main(["status"]) == 0
     assert _calls(kubectl)[-1] == ["get", "checkpoints.grit.dev,restores.grit.dev"]
+
+
+def test_the_documentation_has_every_reason() -> None:
+    """And says nothing of reasons that there are not."""
+    sources = ROOT / "grit_runtime/agent"
+    text = "".join((sources / f"{name}.py").read_text() for name in ("checkpoints", "restores", "pods", "node"))
+    known = set(re.findall(r'"([A-Z][a-z]+(?:[A-Z][a-z]+)+|Copying|Captured|Capturing|Stored)"', text)) - {
+        "PodScheduled"
+    }
+    table = (ROOT / "docs/kubernetes.md").read_text().partition("## What the status says")[2].partition("\n## ")[0]
+    documented = {
+        word for line in table.splitlines() if line.startswith("|") for word in re.findall(r"`([A-Z]\w+)`", line)
+    }
+    assert documented - {"ColdStart", "Ready"} == known - {"ColdStart"}
