@@ -66,8 +66,7 @@ def volumes(words: list[str]) -> dict[str, str]:
 
 
 async def _node(options: argparse.Namespace) -> None:
-    from grit_runtime.agent import handlers, words
-    from grit_runtime.agent.capture import Program
+    from grit_runtime.agent import capture, handlers, words
     from grit_runtime.agent.client import Api
     from grit_runtime.agent.node import Node
     from grit_runtime.agent.queue import Queue
@@ -80,14 +79,20 @@ async def _node(options: argparse.Namespace) -> None:
             name=options.node,
             root=options.root,
             volumes=volumes(options.volume),
-            program=Program(argv=tuple(options.runtime.split())),
+            program=capture.Program(argv=tuple(options.runtime.split())),
         )
         queue = Queue(node.look)
-        for key in node.known():
-            queue.wake(key)
         try:
+            await capture.recover(node.program)
+            for key in node.known():
+                queue.wake(key)
             await handlers.watch(
-                handlers.info, queue.wake, (words.CHECKPOINTS,), node=options.node, liveness=options.liveness
+                handlers.info,
+                queue.wake,
+                (words.CHECKPOINTS,),
+                node=options.node,
+                concerns=node.concerns,
+                liveness=options.liveness,
             )
         finally:
             await queue.close()

@@ -7,11 +7,13 @@ all containers: it freezes them all before it dumps the first.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from grit_runtime.errors import CaptureError
 
+_LOG = logging.getLogger("grit-agent")
 _COMPLETE = b"complete\n"
 _GRACE = 30.0  # seconds that the runtime has to undo what it began
 
@@ -49,6 +51,20 @@ async def capture(
         raise CaptureError(f"the runtime has not captured it within {program.timeout:.0f} s") from None
     finally:
         await _end(process)
+
+
+async def recover(program: Program) -> None:
+    """Have the runtime undo what calls have left that were killed with an agent: containers may still be frozen."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *program.argv, "recover", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, said = await process.communicate()
+    except OSError as err:
+        raise CaptureError(f"cannot call {' '.join(program.argv)}: {err.strerror}") from None
+    if process.returncode:
+        _LOG.warning("recover: %s", said.decode(errors="replace").strip())
 
 
 async def _converse(process: asyncio.subprocess.Process, ends: Callable[[], Awaitable[bool]] | None) -> None:

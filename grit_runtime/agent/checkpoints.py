@@ -17,6 +17,7 @@ from enum import Enum
 from grit_runtime.agent import pods, words
 from grit_runtime.agent.model import NOTHING, Condition, Do, Object, Step, condition, lifetime, moment
 
+_LATER = 60.0
 _SOON = 5.0  # seconds until a pod that doesn't run yet is looked at again
 
 
@@ -37,6 +38,8 @@ class Seen:
     """Of the name in its spec."""
     node_there: bool = True
     """Whether the node of its status exists."""
+    in_use: bool = False
+    """Whether a pod is there that was restored from it: kubelet restores its containers from there again."""
     now: float
 
 
@@ -97,7 +100,8 @@ def manage(seen: Seen) -> Step:
         )
     if current == words.SUBMITTING:
         return _submitting(seen)
-    return lifetime(checkpoint, seen.now)
+    step = lifetime(checkpoint, seen.now)
+    return Step(after=_LATER) if seen.in_use and step.do else step
 
 
 def _created(seen: Seen) -> Step:

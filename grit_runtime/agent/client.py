@@ -58,8 +58,13 @@ class Api:
             return None
 
     async def list(self, kind: str, namespace: str, labels: Mapping[str, str] | None = None) -> list[Object]:
-        """The objects of a namespace; of all of them if it is empty."""
-        query = {"labelSelector": ",".join(f"{key}={value}" for key, value in labels.items())} if labels else {}
+        """The objects of a namespace; of all of them if it is empty.
+
+        Args:
+            labels: which they must have; of any value, where that is empty.
+        """
+        wanted = [f"{key}={value}" if value else key for key, value in (labels or {}).items()]
+        query = {"labelSelector": ",".join(wanted)} if wanted else {}
         return list((await self._ask("GET", _path(kind, namespace), query=query))["items"])
 
     async def create(self, kind: str, namespace: str, body: Object) -> Object:

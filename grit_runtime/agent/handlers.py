@@ -21,18 +21,24 @@ from grit_runtime.errors import ConfigError
 Wake = Callable[[Key], None]
 
 
-def registered(wake: Wake, kinds: tuple[str, ...], node: str) -> kopf.OperatorRegistry:
+def registered(
+    wake: Wake, kinds: tuple[str, ...], node: str, concerns: Callable[[Mapping[str, Any]], bool]
+) -> kopf.OperatorRegistry:
     """The handlers: of our resources, and of the pods with the label of a Restore.
 
     Args:
         wake: called with the key of an object of which there is an event.
         kinds: which of our resources.
+        concerns: which of them, by what they were at the event.
         node: whose pods alone, each under its own name; without one, all, under the name of their Restore.
     """
     registry = kopf.OperatorRegistry()
 
-    async def on_event(namespace: str | None, name: str | None, resource: kopf.Resource, **_: Any) -> None:
-        wake((resource.plural, namespace or "", name or ""))
+    async def on_event(
+        namespace: str | None, name: str | None, resource: kopf.Resource, body: Mapping[str, Any], **_: Any
+    ) -> None:
+        if concerns(body):
+            wake((resource.plural, namespace or "", name or ""))
 
     async def on_pod(namespace: str | None, name: str | None, labels: Mapping[str, str], **_: Any) -> None:
         if node:
@@ -63,6 +69,7 @@ async def watch(
     kinds: tuple[str, ...],
     *,
     node: str = "",
+    concerns: Callable[[Mapping[str, Any]], bool] = lambda _: True,
     stop: asyncio.Event | None = None,
     ready: asyncio.Event | None = None,
     liveness: str | None = None,
@@ -72,11 +79,12 @@ async def watch(
 
     Args:
         info: how to reach the API server; asked again when it doesn't know us any more.
+        concerns: which objects of ours are looked at.
         ready: set once it watches.
         liveness: a URL such as `http://0.0.0.0:8080/healthz` to be served.
         tuned: in place of `settings(node)`.
     """
-    registry = registered(wake, kinds, node)
+    registry = registered(wake, kinds, node, concerns)
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:  # or kopf would start a thread for it

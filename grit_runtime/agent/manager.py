@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from grit_runtime import names
 from grit_runtime.agent import checkpoints, pods, restores, status, words
 from grit_runtime.agent.client import Api
 from grit_runtime.agent.errors import ConflictError
@@ -37,11 +38,24 @@ class Manager:
         node = (found.get("status") or {}).get("nodeName")
         pod = await self.api.get("pods", namespace, found["spec"]["podName"])
         there = not node or await self.api.get("nodes", "", node) is not None
-        step = checkpoints.manage(checkpoints.Seen(checkpoint=found, pod=pod, node_there=there, now=self.now()))
+        used = await self._used(found)
+        seen = checkpoints.Seen(checkpoint=found, pod=pod, node_there=there, in_use=used, now=self.now())
+        step = checkpoints.manage(seen)
         found = await status.write(self.api, words.CHECKPOINTS, found, step, self.now())
         for do in step.do:
             await self._do(do, words.CHECKPOINTS, found, pod)
         return step.after
+
+    async def _used(self, found: Object) -> bool:
+        """Whether a pod is there that was restored from a Checkpoint; asked only about one whose time has an end."""
+        if found["spec"].get("ttlSecondsAfterFinished") is None:
+            return False
+        meta = found["metadata"]
+        for pod in await self.api.list("pods", meta["namespace"], {words.RESTORE_LABEL: ""}):
+            annotations = pod["metadata"].get("annotations") or {}
+            if annotations.get(names.RESTORE_NAME) == meta["name"] and not pods.has_ended(pod):
+                return True
+        return False
 
     async def _restore(self, found: Object) -> float | None:
         meta = found["metadata"]

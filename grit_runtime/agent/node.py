@@ -1,13 +1,16 @@
 """The agent of a node: captures the pods of its node, keeps their sets, brings those of pods that come to its node."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from grit_runtime.agent import capture, checkpoints, pods, restores, sets, status, words
 from grit_runtime.agent.checkpoints import Data
 from grit_runtime.agent.client import Api
+from grit_runtime.agent.errors import ApiError, ConflictError
 from grit_runtime.agent.model import Condition, Do, Object, Step
 from grit_runtime.agent.queue import Key
 from grit_runtime.agent.sets import Place, Progress
@@ -16,6 +19,7 @@ from grit_runtime.errors import CaptureError, GritError
 _REPORT = 2.0  # seconds between two reports of a copy's progress
 _GOES = 30.0  # seconds that frozen containers wait for their pod to be deleted
 _LATER = 60.0
+_ATTEMPTS = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +42,13 @@ class Node:
     def known(self) -> list[Key]:
         """The Checkpoints that have left something on this node, for a look at each when the agent starts."""
         return [(words.CHECKPOINTS, place.namespace, place.name) for place in sets.of_checkpoints(self.root)]
+
+    def concerns(self, found: Mapping[str, Any]) -> bool:
+        """Whether a Checkpoint of which there is an event is of this node, or has left something here."""
+        if (found.get("status") or {}).get("nodeName") == self.name:
+            return True
+        meta = found["metadata"]
+        return bool(sets.made_by(self.root, meta["namespace"], meta["name"]).uid)
 
     async def look(self, key: Key) -> float | None:
         """Look at a Checkpoint, or at a pod of this node that is to be restored; when to look again."""
@@ -102,12 +113,21 @@ class Node:
         await self._captured(found, place)
 
     async def _captured(self, found: Object, place: Place) -> None:
-        """Say that the set is whole; nothing if that was said."""
-        current = await self._again(found)
-        if checkpoints.phase(current) != words.CHECKPOINTING:
-            return
-        step = await self._described(checkpoints.captured(current, self.now()), current, place)
-        await status.write(self.api, words.CHECKPOINTS, current, step, self.now())
+        """Say that the set is whole; nothing if that was said. Containers may be frozen meanwhile: it is said at once,
+        also if somebody else has changed the object.
+        """
+        for attempt in range(_ATTEMPTS):
+            current = await self._again(found)
+            if checkpoints.phase(current) != words.CHECKPOINTING:
+                return
+            step = await self._described(checkpoints.captured(current, self.now()), current, place)
+            try:
+                await status.write(self.api, words.CHECKPOINTS, current, step, self.now())
+            except ConflictError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                return
 
     async def _described(self, step: Step, found: Object, place: Place) -> Step:
         """The step, with what is in the set; or the end, if that can't be read."""
@@ -162,10 +182,11 @@ class Node:
             await asyncio.wait({copying})
 
     async def _progressed(self, found: Object, progress: Progress, seconds: float) -> None:
-        current = await self._again(found)
         rate = int(progress.done / seconds) if seconds > 0 else 0
         counted = Step(status={"storedBytes": min(progress.done, progress.total), "bytesPerSecond": rate})
-        await status.write(self.api, words.CHECKPOINTS, current, counted, self.now())
+        with contextlib.suppress(ApiError):  # the next report says it
+            current = await self._again(found)
+            await status.write(self.api, words.CHECKPOINTS, current, counted, self.now())
 
     async def _says(self, found: Object, *conditions: Condition) -> None:
         current = await self._again(found)

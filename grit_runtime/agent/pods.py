@@ -22,6 +22,11 @@ def ends(pod: Object | None) -> bool:
     return pod is None or bool(pod["metadata"].get("deletionTimestamp"))
 
 
+def has_ended(pod: Object) -> bool:
+    """Whether it has run, and will not again."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
 def spec_hash(spec: Object) -> str:
     """By what a pod is known for another of the same program: FNV-1a, 32 bits, of its spec.
 
@@ -104,9 +109,8 @@ def why_never(pod: Object) -> tuple[str, str] | None:
     name = pod["metadata"]["name"]
     if ends(pod):
         return "PodIsEnding", f"pod {name} is being deleted"
-    phase = (pod.get("status") or {}).get("phase")
-    if phase in ("Succeeded", "Failed"):
-        return "PodEnded", f"pod {name} has ended: {phase}"
+    if has_ended(pod):
+        return "PodEnded", f"pod {name} has ended: {pod['status']['phase']}"
     if pod["spec"].get("initContainers"):
         return (
             "InitContainers",

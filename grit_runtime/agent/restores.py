@@ -63,17 +63,13 @@ def manage(seen: Seen) -> Step:
     if phase(restore) in (words.RESTORED, words.FAILED):
         return lifetime(restore, seen.now)
     pod = min(
-        (pod for pod in seen.pods if not pods.ends(pod) and _live(pod)),
+        (pod for pod in seen.pods if not pods.ends(pod) and not pods.has_ended(pod)),
         key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")),
         default=None,
     )
     if pod is not None:
         return _with_pod(seen, pod)
     return _without_pod(seen)
-
-
-def _live(pod: Object) -> bool:
-    return (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
 
 
 def _with_pod(seen: Seen, pod: Object) -> Step:

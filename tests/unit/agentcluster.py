@@ -124,6 +124,7 @@ class Part:
                 self.queue.wake(key)
         else:
             self.queue = Queue(Manager(api=api, wake=self._wake).look, pause=0.05)
+        concerns = agent.concerns if node else lambda _: True
         tuned = handlers.settings(node)
         tuned.watching.reconnect_backoff = 0.05
         tuned.networking.error_backoffs = [0.05] * 40
@@ -131,7 +132,13 @@ class Part:
         kinds = (words.CHECKPOINTS,) if node else (words.CHECKPOINTS, words.RESTORES)
         ready = asyncio.Event()
         watching = handlers.watch(
-            lambda: kopf.ConnectionInfo(server=url, token=token), self._wake, kinds, node=node, ready=ready, tuned=tuned
+            lambda: kopf.ConnectionInfo(server=url, token=token),
+            self._wake,
+            kinds,
+            node=node,
+            ready=ready,
+            tuned=tuned,
+            concerns=concerns,
         )
         self.task = asyncio.create_task(watching)
         await asyncio.wait_for(ready.wait(), 10)

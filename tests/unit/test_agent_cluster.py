@@ -213,6 +213,26 @@ def test_a_pod_migrates_to_another_node(tmp_path: Path) -> None:
     _run(tmp_path, do, "manager", "n1", "n2")
 
 
+def test_a_checkpoint_goes_at_its_end_but_not_from_under_a_pod(tmp_path: Path) -> None:
+    async def do(made: Cluster) -> None:
+        await made.server.put("pods", objects.pod())
+        await made.server.put(CP, objects.checkpoint(ttlSecondsAfterFinished=0))
+        made.server.graceful = False
+        new = objects.pod("web-1", annotations={"grit.dev/restore-name": "one"}, labels={"grit.dev/restore": "gone"})
+        await made.server.put("pods", new)
+        await made.until(lambda: _captured(made))
+        listed = [asked for asked in made.server.requests if "/pods?labelSelector" in asked and "watch" not in asked]
+        assert listed
+        await asyncio.sleep(0.3)
+        assert made.server.find(CP, "one") is not None
+        await made.server.remove("pods", "web-1")
+        await made.server.change(CP, "one", lambda found: found["metadata"].update(labels={"look": "again"}))
+        await made.until(lambda: made.server.find(CP, "one") is None)
+        assert not (made.root("n1") / "default").exists()
+
+    _run(tmp_path, do, "manager", "n1")
+
+
 def test_containers_run_on_if_their_pod_is_not_deleted_in_time(tmp_path: Path) -> None:
     """No manager is there to delete it."""
 

@@ -110,6 +110,14 @@ def test_a_finished_one_goes_at_the_end_of_its_time(phase: str, age: float, do: 
     assert (step.do, step.after) == (do, None if do else 1)
 
 
+def test_one_from_which_a_pod_runs_stays() -> None:
+    """kubelet restores a container that has ended from there again, and it would fail for ever."""
+    found = stored(checkpoint(ttlSecondsAfterFinished=60), words.SUBMITTED, completionTime=moment(NOW - 99))
+    assert _manage(found, None).do == (Do.DELETE,)
+    step = _manage(found, None, in_use=True)
+    assert (step.do, bool(step.after)) == ((), True)
+
+
 @pytest.mark.parametrize(("status", "there", "dropped"), [({}, True, True), ({"nodeName": "n1"}, True, False),
                                                           ({"nodeName": "n1"}, False, True)])  # fmt: skip
 def test_data_is_waited_for_only_where_somebody_can_remove_it(status: Object, there: bool, dropped: bool) -> None:
