@@ -1,10 +1,12 @@
 """A simulated `grit-runtime capture`: makes a set whose files are random, with a manifest as the real one's.
 
-`python runtime.py ROOT capture --name NAME [--ask] ID...`; an id is `id-CONTAINER`. ROOT/calls gets a line for each
-call and for each answer to --ask. ROOT/fault, if it is there, says what goes wrong: `fail`, or `hang` until it is gone.
+`python runtime.py ROOT capture --name NAME [--ask] ID...`; an id is `id-CONTAINER`. `ROOT recover` does nothing.
+ROOT/calls gets a line for each call, for each answer to --ask, and for SIGTERM. ROOT/fault, if it is there, says what
+goes wrong: `fail`, or `hang` until it is gone.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +40,7 @@ def write(root: Path, name: str, container: str) -> None:
 
 
 def main(root: Path, name: str, ask: bool, ids: list[str]) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: (say(root, "terminated"), sys.exit(1)))
     say(root, f"capture {name} {' '.join(ids)}")
     while fault(root) == "hang":
         time.sleep(0.02)
@@ -55,5 +58,8 @@ def main(root: Path, name: str, ask: bool, ids: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[2] == "recover":
+        say(Path(sys.argv[1]), "recover")
+        sys.exit(0)
     words = sys.argv[4:]
     sys.exit(main(Path(sys.argv[1]), words[0], "--ask" in words, [word for word in words[1:] if word != "--ask"]))

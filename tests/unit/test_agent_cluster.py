@@ -3,13 +3,15 @@
 import asyncio
 import base64
 import json
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.requirements import missing
+from tests.requirements import ROOT, missing
 
 if missing("agent"):
     pytest.skip("grit-runtime[agent] is not installed", allow_module_level=True)
@@ -21,7 +23,7 @@ from grit_runtime.agent import webhook, words
 from grit_runtime.agent.client import Api
 from tests.simulated.apiserver import Fault
 from tests.unit import agentobjects as objects
-from tests.unit.agentcluster import Cluster, cluster, server_for
+from tests.unit.agentcluster import RUNTIME, Cluster, cluster, server_for
 
 CP, RT = words.CHECKPOINTS, words.RESTORES
 Object = dict[str, Any]
@@ -302,5 +304,54 @@ def test_without_an_answer_of_the_api_server_no_pod_starts_by_accident(tmp_path:
         answer = await _admitted(made, objects.pod())
         assert answer["allowed"] is False
         assert "can't look for Restores" in answer["status"]["message"]
+
+    _run(tmp_path, do)
+
+
+def test_the_programs_serve_by_a_kubeconfig_and_end_at_a_signal(tmp_path: Path) -> None:
+    """As they are installed: `grit-agent manager` and `grit-agent node`, ended in the middle of a capture."""
+
+    async def do(made: Cluster) -> None:
+        config = tmp_path / "kubeconfig"
+        config.write_text(
+            json.dumps(
+                {
+                    "current-context": "here",
+                    "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
+                    "clusters": [{"name": "c", "cluster": {"server": made.server.url}}],
+                    "users": [{"name": "u", "user": {"token": "both"}}],
+                }
+            )
+        )
+        made.server.roles["both"] = [*made.server.roles["node"], *made.server.roles["manager"]]
+        runtime = f"env PYTHONPATH={ROOT} {sys.executable} {RUNTIME} {made.root('n1')}"
+        arguments = ["node", "--node", "n1", "--root", str(made.root("n1")), "--runtime", runtime]
+        env = {**os.environ, "KUBECONFIG": str(config), "PYTHONPATH": str(ROOT)}
+        log = (tmp_path / "log").open("wb")
+
+        async def program(*words: str) -> asyncio.subprocess.Process:
+            argv = [sys.executable, "-m", "grit_runtime.agent", *words]
+            return await asyncio.create_subprocess_exec(*argv, env=env, stdout=log, stderr=log)
+
+        (made.root("n1") / "fault").write_text("hang")
+        programs = [await program("manager"), await program(*arguments)]
+        try:
+            await made.server.put("pods", objects.pod())
+            await made.server.put(CP, objects.checkpoint())
+            await made.until(lambda: "capture one id-app" in made.calls(), 30)
+            assert made.calls()[0] == "recover"
+            programs[1].terminate()
+            assert await asyncio.wait_for(programs[1].wait(), 20) == 0
+            assert made.calls()[-1] == "terminated"
+            (made.root("n1") / "fault").unlink()
+            programs.append(await program(*arguments))
+            await made.until(lambda: _captured(made), 30)
+        finally:
+            for one in programs:
+                if one.returncode is None:
+                    one.terminate()
+                    await asyncio.wait_for(one.wait(), 20)
+            log.close()
+        assert programs[0].returncode == 0
 
     _run(tmp_path, do)
