@@ -117,6 +117,7 @@ def _begin(context: Context, request: Request) -> Held:
             **context.header("capture"),
             "images": request.images,
             "leave_running": request.leave_running,
+            **({"staging": request.staging} if request.staging else {}),
             "paused": state.status == names.PAUSED,
         }
     except BaseException:
@@ -226,6 +227,10 @@ def _prepare(transaction: Transaction, request: Request, partial: str) -> None:
             hint="`grit-runtime recover`, or remove it",
         )
     try:
+        if request.staging:
+            for effect in effects.missing_directories(os.path.dirname(request.staging)):
+                transaction.do(effect)
+            transaction.do(effects.MakeShared(request.staging))
         for effect in effects.missing_directories(request.images):
             transaction.do(effect)
         transaction.do(effects.MakeTree(partial))

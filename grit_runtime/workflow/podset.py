@@ -3,18 +3,17 @@
 Every container is frozen, and its CUDA in memory, before the first is dumped; one that fails frees them all. Their
 checkpoints are made in a directory beside the final one, which gets its name when all are complete, in one rename: a
 set of that name is there whole or not at all. Only then does a container end or run on. Whoever kills us before the
-rename leaves containers that run on (each has a journal of its own) and a directory that nothing looks into.
+rename leaves containers that run on, for each has a journal of its own, by which its part of the set goes, too.
 """
 
-import fcntl
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from grit_runtime import names
-from grit_runtime.errors import BusyError, CaptureError, CheckpointError, UsageError
+from grit_runtime.errors import CaptureError, CheckpointError, UsageError
 from grit_runtime.host import files, proc
-from grit_runtime.workflow import capture, publish
+from grit_runtime.workflow import capture, prune, publish
 from grit_runtime.workflow.byhand import Capture
 from grit_runtime.workflow.capture import Held
 
@@ -35,20 +34,18 @@ def take(asked: Sequence[Capture], ends: Callable[[], bool]) -> str:
         UsageError: they aren't containers of one pod.
         CaptureError: one could not be captured, or the set not be written.
         CheckpointError: there is a checkpoint of that name.
-        BusyError: another call takes a set of that name.
     """
     target = _target(asked)
     if os.path.lexists(target):
         raise CheckpointError(f"there is a checkpoint at {target}", hint="choose another --name, or remove it")
+    _sweep(os.path.dirname(target), asked[0].context.config.state_dir)
     staging = _hidden(target)
-    fd = _staging(staging)
-    try:
-        within = [replace(one.request, images=inside(asked, one.request.images), leave_running=True) for one in asked]
-        _take([replace(one, request=request) for one, request in zip(asked, within, strict=True)], target, ends)
-    finally:
-        # Under its own name it is nothing any more: the set has it, or it failed.
-        files.remove_tree(staging)
-        os.close(fd)
+    # Nothing ends before the set is complete: until then each is to run on, whoever kills us.
+    inner = [
+        replace(one.request, images=inside(asked, one.request.images), staging=staging, leave_running=True)
+        for one in asked
+    ]
+    _take([replace(one, request=request) for one, request in zip(asked, inner, strict=True)], target, ends)
     return target
 
 
@@ -66,21 +63,16 @@ def _target(asked: Sequence[Capture]) -> str:
     return folders.pop()
 
 
-def _staging(path: str) -> int:
-    """Make the directory anew, locked for as long as the descriptor is open."""
+def _sweep(folder: str, state_dir: str) -> None:
+    """Remove what captures left that nothing knows any more: the node went down, and the journals with it."""
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as err:
-        raise CaptureError(f"cannot write the checkpoint to {path}: {err.strerror}") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for name in os.listdir(fd):  # of a call that was killed
-            files.remove_tree(os.path.join(path, name))
-    except BlockingIOError:
-        os.close(fd)
-        raise BusyError(f"another grit-runtime writes to {path}") from None
-    return fd
+        found = [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith(HIDDEN)]
+        used = prune.in_use(state_dir) if found else []
+        for path in found:
+            if not any(f"{other}/".startswith(f"{path}/") for other in used):
+                files.remove_tree(path)
+    except (OSError, CheckpointError):
+        return  # it takes room; the next one tries again
 
 
 def inside(asked: Sequence[Capture], images: str) -> str:
@@ -90,11 +82,10 @@ def inside(asked: Sequence[Capture], images: str) -> str:
 
 
 def _hidden(target: str) -> str:
-    return os.path.join(os.path.dirname(target), f"{HIDDEN}{os.path.basename(target)}")
+    return os.path.join(os.path.dirname(target), f"{HIDDEN}{os.path.basename(target)}-{os.getpid()}")
 
 
 def _take(asked: Sequence[Capture], target: str, ends: Callable[[], bool]) -> None:
-    # Nothing ends before the set is complete: until then each is to run on, whoever kills us.
     held: list[Held] = []
     try:
         for one in asked:

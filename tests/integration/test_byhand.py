@@ -173,7 +173,10 @@ def test_the_containers_of_a_pod_are_one_set(machine: Machine) -> None:
     assert [path.name for path in both.parent.iterdir()] == ["both"]
     again = machine.grit("capture", "--name", "both", "c-front", "c-back")
     assert (again.code, "there is a checkpoint at" in again.err) == (1, True)
+    left = machine.checkpoints / "ns/.grit-set-older-1/front/checkpoint"
+    left.mkdir(parents=True)  # the node went down while one was made, and the journals with it
     machine.grit("capture", "--name", "last", "--stop", "c-front", "c-back").ok()
+    assert sorted(path.name for path in both.parent.iterdir()) == ["both", "last"]
     assert [machine.status(f"c-{name}") for name in ("front", "back")] == ["gone", "gone"]
     for name in ("front", "back"):
         new = _of_pod(machine, name, sandbox="s2")
