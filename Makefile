@@ -60,6 +60,7 @@ bench: deps build ## what we cost, side by side with runc in one run; figures an
 	$(VENV)/bin/python -m tests.bench.looking --runtime $(BUILT)/bin/grit-runtime
 	$(VENV)/bin/python -m tests.bench.memory --runtime $(BUILT)/bin/grit-runtime
 	$(VENV)/bin/python -m tests.bench.growth --runtime $(BUILT)/bin/grit-runtime
+	$(VENV)/bin/python -m tests.bench.transfer
 	$(VENV)/bin/python -m tests.bench.report build/bench/memory.json build/bench/growth.json --svg build/bench/benchmarks.svg
 
 # Each is what `make test` does once, LOAD times: 12 restores at once, 4 cycles, a few hundred hostile inputs for a parser.

@@ -85,8 +85,9 @@ class Api:
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Delete an object if it is that one; nothing if it is gone."""
+        options = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": uid}}
         try:
-            await self._ask("DELETE", _path(kind, namespace, name), body={"preconditions": {"uid": uid}})
+            await self._ask("DELETE", _path(kind, namespace, name), body=options)
         except (NotFoundError, ConflictError):
             return
 
