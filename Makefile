@@ -48,7 +48,7 @@ lint: ## ruff, mypy (strict), import-linter, shellcheck
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy --scripts-are-modules hooks/grit-record hooks/grit-cleanup
 	$(VENV)/bin/lint-imports --config setup.cfg
-	shellcheck tools/deps tools/install
+	shellcheck tools/deps tools/install examples/kubernetes/agent/certificate
 
 conformance: deps build ## runc's own integration suite, with runc and with us
 	tests/conformance/run --runtime $(BUILT)/bin/grit-runtime

@@ -96,7 +96,6 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "no containerd": _no_containerd,
     "podman": _program("podman"),
     "kubernetes-validate": _module("kubernetes_validate"),
-    "agent": _module("kopf"),
     "openssl": _program("openssl"),
     "cc": _program("cc"),
     "zstd": _program("zstd"),

@@ -11,7 +11,7 @@ from grit_runtime.agent import capture, checkpoints, pods, restores, sets, statu
 from grit_runtime.agent.checkpoints import Data
 from grit_runtime.agent.client import Api
 from grit_runtime.agent.errors import ApiError, ConflictError
-from grit_runtime.agent.model import Condition, Do, Object, Step
+from grit_runtime.agent.model import Condition, Do, Object, Step, moment
 from grit_runtime.agent.queue import Key
 from grit_runtime.agent.sets import Place, Progress
 from grit_runtime.errors import CaptureError, GritError
@@ -83,10 +83,10 @@ class Node:
         elif do is Do.STORE:
             async with self.busy:
                 await self._store(found, place)
-        elif do in (Do.REMOVE, Do.REMOVE_LOCAL):
-            volume = self._volume(found) if do is Do.REMOVE else None
-            for root in (self.root, *([volume] if volume else [])):
-                await asyncio.to_thread(sets.remove, place.below(root))
+        elif do is Do.REMOVE:
+            await self._remove(found, place)
+        elif do is Do.REMOVE_LOCAL:
+            await asyncio.to_thread(sets.remove, place)
         elif do is Do.DROP_FINALIZER:
             await status.finalizers(self.api, found, add=False)
 
@@ -111,6 +111,16 @@ class Node:
             await self._captured(found, place)
             return
         await self._captured(found, place)
+
+    async def _remove(self, found: Object, place: Place) -> None:
+        """Remove the data here and in the volume. Raises GritError: the volume that has it isn't there."""
+        volume = self._volume(found)
+        if volume is None and checkpoints.is_stored(found):
+            why = f"the data in the volume can't be removed: {self._unknown(found)}"
+            await self.api.event(words.CHECKPOINT, found, "VolumeUnknown", why, moment(self.now()), warning=True)
+            raise GritError(why)
+        for root in (self.root, *([volume] if volume else [])):
+            await asyncio.to_thread(sets.remove, place.below(root))
 
     async def _captured(self, found: Object, place: Place) -> None:
         """Say that the set is whole; nothing if that was said. Containers may be frozen meanwhile: it is said at once,

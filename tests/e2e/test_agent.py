@@ -4,27 +4,21 @@ The API server is simulated, and kubelet is the test: it has CRI do what the API
 """
 
 import asyncio
+import base64
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from pods import Failed, Pod, wait
-
-from tests.e2e.cri import Cri
-from tests.requirements import RUNTIME, containerds, missing
-
-if missing("agent"):
-    pytest.skip("grit-runtime[agent] is not installed", allow_module_level=True)
-
-import base64
-import json
-
 import jsonpatch
+import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from pods import Failed, Pod, wait
 
 from grit_runtime.agent import webhook, words
 from grit_runtime.agent.client import Api
+from tests.e2e.cri import Cri
+from tests.requirements import RUNTIME, containerds
 from tests.unit import agentobjects as objects
 from tests.unit.agentcluster import Cluster, cluster, server_for
 

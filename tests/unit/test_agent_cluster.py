@@ -9,18 +9,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.requirements import ROOT, missing
-
-if missing("agent"):
-    pytest.skip("grit-runtime[agent] is not installed", allow_module_level=True)
-
 import jsonpatch
+import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from grit_runtime.agent import webhook, words
 from grit_runtime.agent.client import Api
+from tests.requirements import ROOT
 from tests.simulated.apiserver import Fault
 from tests.unit import agentobjects as objects
 from tests.unit.agentcluster import RUNTIME, Cluster, cluster, server_for
@@ -278,6 +273,21 @@ def test_nothing_that_is_not_what_was_captured_comes_to_a_node(tmp_path: Path, w
         assert [path for path in made.root("n2").rglob("*") if path.name == "checkpoint"] == []
 
     _run(tmp_path, do, "manager", "n1", "n2")
+
+
+def test_a_checkpoint_stays_while_its_data_can_t_be_removed(tmp_path: Path) -> None:
+    async def do(made: Cluster) -> None:
+        await made.server.put("pods", objects.pod())
+        stored = {"type": "Stored", "status": "True", "reason": "Stored", "message": "", "lastTransitionTime": "now"}
+        found = objects.stored(
+            objects.checkpoint(volumeClaim={"claimName": "gone"}), "Checkpointed", nodeName="n1", conditions=[stored]
+        )
+        found["metadata"]["deletionTimestamp"] = "now"
+        await made.server.put(CP, found)
+        await made.until(lambda: "VolumeUnknown" in {reason for reason, _ in made.server.events()})
+        assert made.server.find(CP, "one") is not None
+
+    _run(tmp_path, do, "n1")
 
 
 def test_two_pods_that_come_at_once_do_not_get_one_restore(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from aiohttp import ClientSession, TCPConnector
 
-from grit_runtime.agent import plugin, words
-from tests.requirements import ROOT, missing
+from grit_runtime.agent import plugin, webhook, words
+from grit_runtime.agent.client import Api, Server
+from tests.requirements import ROOT
 from tests.unit.test_agent_resources import _schema
 
 EXAMPLES = ROOT / "examples/kubernetes/agent"
@@ -65,15 +67,10 @@ def test_nobody_may_read_secrets_or_everything() -> None:
 
 
 def test_the_webhook_is_asked_about_pods_that_want_it_and_fails_closed() -> None:
-    from grit_runtime.agent import admission  # noqa: F401 - what answers
-
     (found,) = _named("MutatingWebhookConfiguration", "grit")["webhooks"]
     assert found["failurePolicy"] == "Fail"
     assert found["objectSelector"] == {"matchLabels": {words.OPT_IN: "true"}}
-    if not missing("agent"):
-        from grit_runtime.agent import webhook
-
-        assert found["clientConfig"]["service"]["path"] == webhook.PATH
+    assert found["clientConfig"]["service"]["path"] == webhook.PATH
 
 
 @pytest.mark.parametrize(("kind", "name"), [("DaemonSet", "grit-agent"), ("Deployment", "grit-manager")])
@@ -129,13 +126,8 @@ def _calls(base: Path) -> list[list[str]]:
     return [json.loads(line) for line in (base / "calls").read_text().splitlines()]
 
 
-@pytest.mark.needs("agent", "openssl")
+@pytest.mark.needs("openssl")
 def test_the_certificate_is_what_the_api_server_asks_for(kubectl: Path) -> None:
-    from aiohttp import ClientSession, TCPConnector
-
-    from grit_runtime.agent import webhook
-    from grit_runtime.agent.client import Api, Server
-
     subprocess.run([EXAMPLES / "certificate", "--context", "there"], check=True, stdout=subprocess.DEVNULL)
     patch = json.loads(_calls(kubectl)[-1][-1])
     assert patch[0]["path"] == "/webhooks/0/clientConfig/caBundle"
