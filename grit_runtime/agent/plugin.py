@@ -1,4 +1,4 @@
-"""`kubectl grit checkpoint|restore|status`: what `kubectl apply` and `kubectl get` do, in one command.
+"""`kubectl grit checkpoint|restore|status|drain`: what `kubectl apply` and `kubectl get` do, in one command.
 
 A plugin of kubectl's: a program of this name in PATH. It has kubectl make every request, with the context, the
 credentials and the namespace that the user has there. Standard library only.
@@ -13,10 +13,9 @@ from typing import Any
 
 from grit_runtime.agent import words
 
-_DONE = {
-    words.CHECKPOINT: {words.CHECKPOINTED: 0, words.SUBMITTING: 0, words.SUBMITTED: 0, words.FAILED: 1},
-    words.RESTORE: {words.RESTORED: 0, words.FAILED: 1},
-}
+_CAPTURED = frozenset({words.CHECKPOINTED, words.SUBMITTING, words.SUBMITTED})
+_GONE = frozenset({words.SUBMITTED})
+_RESTORED = frozenset({words.RESTORED})
 
 
 def main(arguments: list[str]) -> int:
@@ -25,11 +24,63 @@ def main(arguments: list[str]) -> int:
     given = [f"--{name}={value}" for name in ("namespace", "context", "kubeconfig") if (value := vars(options)[name])]
     if options.command == "status":
         return _status(given, options.kind, options.name)
+    if options.command == "drain":
+        return _drain(given, options)
     made = _checkpoint(options) if options.command == "checkpoint" else _restore(options)
-    done = subprocess.run(["kubectl", *given, "create", "-f", "-"], input=json.dumps(made), text=True, check=False)
-    if done.returncode or not options.wait:
-        return done.returncode
-    return _wait(given, made["kind"], made["metadata"]["name"], options.timeout)
+    code = _create(given, made)
+    if code or not options.wait:
+        return code
+    deadline = time.monotonic() + options.timeout
+    if made["kind"] == words.RESTORE:
+        return _wait(given, made, _RESTORED, deadline)
+    return _wait(given, made, _GONE if options.migrate or options.stop else _CAPTURED, deadline)
+
+
+def _create(given: list[str], made: dict[str, Any]) -> int:
+    argv = ["kubectl", *given, "create", "-f", "-"]
+    return subprocess.run(argv, input=json.dumps(made), text=True, check=False).returncode
+
+
+def _drain(given: list[str], options: argparse.Namespace) -> int:
+    """Have the pods of a node that can be restored go on elsewhere; the others are `kubectl drain`'s."""
+    if subprocess.run(["kubectl", *given, "cordon", options.node], check=False).returncode:
+        return 1
+    argv = ["kubectl", *given, "get", "pods", "--all-namespaces", "--selector", f"{words.OPT_IN}=true"]
+    argv += ["--field-selector", f"spec.nodeName={options.node},status.phase=Running", "-o", "json"]
+    listed = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    if listed.returncode:
+        return 1
+    made = [_of_drain(pod, options.claim) for pod in json.loads(listed.stdout)["items"] if _moves(pod)]
+    code, waiting = 0, []
+    for one in made:
+        where = [*given, f"--namespace={one['metadata']['namespace']}"]
+        if _create(where, one):
+            code = 1
+        else:
+            waiting.append((where, one))
+    deadline = time.monotonic() + options.timeout
+    for where, one in waiting:
+        code = _wait(where, one, _GONE, deadline) or code
+    sys.stderr.write(
+        f"{options.node}: a pod that isn't captured has stayed, and runs on\n" if code else
+        f"{options.node}: {len(made)} pods have been captured, and go on elsewhere; now kubectl drain {options.node}\n"
+    )  # fmt: skip
+    return code
+
+
+def _moves(pod: dict[str, Any]) -> bool:
+    """Whether its owner makes another one, on another node."""
+    owners = pod["metadata"].get("ownerReferences") or []
+    replaced = any(owner.get("controller") and owner["kind"] != "DaemonSet" for owner in owners)
+    return replaced and not pod["metadata"].get("deletionTimestamp")
+
+
+def _of_drain(pod: dict[str, Any], claim: str | None) -> dict[str, Any]:
+    meta = pod["metadata"]
+    spec = {"podName": meta["name"], "autoMigration": True, **({"volumeClaim": {"claimName": claim}} if claim else {})}
+    made = _object(words.CHECKPOINT, f"{meta['name'][:50].rstrip('.-')}-{meta['uid'][:8]}", spec)
+    made["metadata"]["namespace"] = meta["namespace"]
+    return made
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("--name", help="the Restore's [the Checkpoint's]")
     restore.add_argument("-l", "--selector", required=True, help="labels of the pod, NAME=VALUE,...")
     restore.add_argument("--cold-start", action="store_true", help="let the pod start from scratch if it must")
+    drain = commands.add_parser(
+        "drain", parents=[common], help="cordon a node, and have its pods with grit.dev/restorable=true go on elsewhere"
+    )
+    drain.add_argument("node")
+    drain.add_argument("--claim", required=True, help="the volume claim by which other nodes get the data")
+    drain.add_argument("--timeout", type=float, default=1800, help="seconds for all [1800]; then it exits with 124")
     status = commands.add_parser("status", parents=[common], help="what there is, or how one stands, and why")
     status.add_argument("kind", nargs="?", choices=["checkpoint", "restore"])
     status.add_argument("name", nargs="?")
@@ -121,21 +178,21 @@ def _say(found: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _wait(given: list[str], kind: str, name: str, timeout: float) -> int:
-    deadline, last = time.monotonic() + timeout, ""
+def _wait(given: list[str], made: dict[str, Any], done: frozenset[str], deadline: float) -> int:
+    kind, name, last = made["kind"], made["metadata"]["name"], ""
     while time.monotonic() < deadline:
         found = _found(given, f"{kind.lower()}s.{words.GROUP}", name)
         if found is None:
             return 1
         phase = (found.get("status") or {}).get("phase", "")
-        if phase in _DONE[kind]:
+        if phase == words.FAILED or phase in done:
             _say(found)
-            return _DONE[kind][phase]
+            return int(phase == words.FAILED)
         if phase != last:
             sys.stderr.write(f"{kind} {name}: {phase or words.CREATED}\n")
             last = phase
         time.sleep(1)
-    sys.stderr.write(f"kubectl grit: {kind} {name} is not done after {timeout:.0f} s\n")
+    sys.stderr.write(f"kubectl grit: {kind} {name} is not done in time\n")
     return 124
 
 

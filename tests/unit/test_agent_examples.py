@@ -19,6 +19,7 @@ from aiohttp import ClientSession, TCPConnector
 from grit_runtime.agent import plugin, webhook, words
 from grit_runtime.agent.client import Api, Server
 from tests.requirements import ROOT
+from tests.unit import agentobjects as objects
 from tests.unit.test_agent_resources import _schema
 
 EXAMPLES = ROOT / "examples/kubernetes/agent"
@@ -99,6 +100,8 @@ if "secret" in words:
     print("{{}}")
 elif words[-3:-1] == ["create", "-f"]:
     (base / "made").write_text(sys.stdin.read())
+elif "pods" in words:
+    print((base / "pods").read_text())
 elif "get" in words and "-o" in words:
     phases = (base / "phases").read_text().split()
     (base / "phases").write_text(" ".join(phases[1:] or phases))
@@ -192,6 +195,27 @@ def test_the_plugin_says_how_one_stands(kubectl: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "Restore one: Created\n  Ready=True Because: so it is\n"
     assert plugin.main(["status"]) == 0
     assert _calls(kubectl)[-1] == ["get", "checkpoints.grit.dev,restores.grit.dev"]
+
+
+@pytest.mark.parametrize(("phases", "code"), [("Pending Checkpointed Submitted", 0), ("Failed", 1)])
+def test_the_plugin_drains_what_its_owner_replaces(
+    kubectl: Path, capsys: pytest.CaptureFixture[str], phases: str, code: int
+) -> None:
+    (kubectl / "phases").write_text(phases)
+    listed = [
+        objects.pod("web-0"), objects.pod("alone", ownerReferences=[]), objects.pod("going", deletionTimestamp="now"),
+        objects.pod("agent", ownerReferences=[{**objects.OWNER, "kind": "DaemonSet"}]),
+    ]  # fmt: skip
+    (kubectl / "pods").write_text(json.dumps({"items": listed}))
+    assert plugin.main(["drain", "n1", "--claim", "c", "--timeout", "30"]) == code
+    calls = _calls(kubectl)
+    assert calls[0] == ["cordon", "n1"]
+    assert "spec.nodeName=n1,status.phase=Running" in calls[1]
+    assert [call for call in calls if "create" in call] == [["--namespace=default", "create", "-f", "-"]]
+    made = json.loads((kubectl / "made").read_text())
+    assert made["spec"] == {"podName": "web-0", "autoMigration": True, "volumeClaim": {"claimName": "c"}}
+    jsonschema.validate(made, _schema("Checkpoint"))
+    assert ("has stayed" if code else "now kubectl drain n1") in capsys.readouterr().err
 
 
 def test_the_documentation_has_every_reason() -> None:
