@@ -63,7 +63,7 @@ def _drain(given: list[str], options: argparse.Namespace) -> int:
         code = _wait(where, one, _GONE, deadline) or code
     sys.stderr.write(
         f"{options.node}: a pod that isn't captured has stayed, and runs on\n" if code else
-        f"{options.node}: {len(made)} pods have been captured, and go on elsewhere; now kubectl drain {options.node}\n"
+        f"{options.node}: pods that were captured, to go on elsewhere: {len(made)}; now kubectl drain {options.node}\n"
     )  # fmt: skip
     return code
 

@@ -334,8 +334,9 @@ def _seen(request: web.Request, key: Key, found: Object) -> bool:
             return False
     for word in filter(None, request.query.get("fieldSelector", "").split(",")):
         name, _, value = word.partition("=")
-        assert name == "spec.nodeName", name
-        if found["spec"].get("nodeName", "") != value:
+        part, _, field = name.partition(".")
+        assert name in ("spec.nodeName", "status.phase"), name
+        if (found.get(part) or {}).get(field, "") != value:
             return False
     return True
 
