@@ -8,9 +8,9 @@ CFLAGS ?= -O2 -g0 -Wall -Wextra -Werror
 LIBDIR := $(PREFIX)/lib/grit-runtime
 VENV := build/venv
 BUILT := $(CURDIR)/build/prefix
-SOURCES := $(shell find grit_runtime -name '*.py' -o -name '*.json' -o -name py.typed) launcher/boot.py launcher/grit-runtime.c $(wildcard hooks/* hooks/hooks.d/*) setup.cfg pyproject.toml
+SOURCES := $(shell find grit_runtime -name '*.py' -o -name '*.json' -o -name py.typed) launcher/boot.py launcher/grit-runtime.c $(wildcard hooks/* hooks/hooks.d/*) setup.cfg pyproject.toml $(wildcard docs/man/*.1)
 
-.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak e2e-cluster crds clean
+.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak e2e-cluster crds docs recording clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,7 @@ install: ## install grit-runtime to $(PREFIX); DESTDIR is honoured (needs `make 
 	tools/install "$(DESTDIR)" "$(PREFIX)" "$(PYTHON)" "$(CC)" $(CFLAGS)
 
 uninstall: ## remove what install put to $(PREFIX)
+	rm -f "$(DESTDIR)$(PREFIX)"/share/man/man1/grit-runtime.1 "$(DESTDIR)$(PREFIX)"/share/man/man1/grit-runtime-*.1
 	rm -f "$(DESTDIR)$(PREFIX)/share/containers/oci/hooks.d/99-grit-record.json" "$(DESTDIR)$(PREFIX)/share/containers/oci/hooks.d/99-grit-cleanup.json"
 	rm -rf "$(DESTDIR)$(LIBDIR)" "$(DESTDIR)$(PREFIX)/bin/grit-runtime"
 
@@ -46,9 +47,16 @@ lint: ## ruff, mypy (strict), import-linter, shellcheck
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy -p tools.manual
 	$(VENV)/bin/mypy --scripts-are-modules hooks/grit-record hooks/grit-cleanup
 	$(VENV)/bin/lint-imports --config setup.cfg
 	shellcheck tools/deps tools/install examples/kubernetes/agent/certificate
+
+docs: ## make new what of docs/ is made from the program: configuration reference, man pages
+	$(VENV)/bin/python -m tools.manual
+
+recording: deps build ## run the demo, and draw its output as the picture in the README
+	$(VENV)/bin/python -m tools.manual.recording $(BUILT)/bin/grit-runtime
 
 conformance: deps build ## runc's own integration suite, with runc and with us
 	tests/conformance/run --runtime $(BUILT)/bin/grit-runtime

@@ -14,9 +14,9 @@ from grit_runtime.verbs.call import Call, pass_through
 OURS = frozenset({"checkpoint", "restore"})
 FOR_PEOPLE = frozenset({
     "recover", "config", "export", "sign", "inspect", "diff", "install", "uninstall", "plan", "doctor", "diagnose",
-    "checkpoints", "prune", "capture", "restore-into", "completion",
+    "checkpoints", "prune", "capture", "restore-into", "completion", "report", "e2e",
 })  # fmt: skip
-UNDOING = frozenset({"capture", "restore-into", "plan"})  # which undo what was begun when they are interrupted
+UNDOING = frozenset({"capture", "restore-into", "plan", "e2e"})  # which undo what was begun when they are interrupted
 
 
 def main(arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 """The commands for people. The only user of click."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import click
 
 from grit_runtime import __version__, names
 from grit_runtime.checkpoint import export as writing
-from grit_runtime.commands import byhand, checkpoints, common, completion, diagnose, doctor, plan
+from grit_runtime.commands import byhand, checkpoints, common, completion, diagnose, doctor, e2e, plan, progress, report
 from grit_runtime.commands.common import printed as _print
 from grit_runtime.commands.common import said as _said
 from grit_runtime.config import Config
@@ -53,8 +54,13 @@ def _commands() -> None:
 def recover(config: Config, container: str) -> int:
     """Undo what killed calls left, of every container.
 
-    The next call for a container does the same by itself; this is for containers that nobody calls for any more. Exits
-    with 1 if something could not be undone.
+    The next call for a container does the same by itself; this is for containers that nobody calls for any more.
+
+    \b
+    grit-runtime recover
+    grit-runtime recover --container 3f2a9c
+
+    Exits with 0, or with 1 if something could not be undone.
     """
     failed = 0
     for path, found in recovery.workspaces(config.state_dir):
@@ -74,7 +80,17 @@ def recover(config: Config, container: str) -> int:
 @_commands.command("config")
 @click.pass_obj
 def show_config(config: Config) -> None:
-    """Print the configuration in force, defaults included, as JSON."""
+    """Print the configuration in force, defaults included, as JSON.
+
+    It is that of /etc/grit-runtime/config.yaml, or of the file that GRIT_RUNTIME_CONFIG names. Which keys there are,
+    docs/configuration.md says.
+
+    \b
+    grit-runtime config
+    GRIT_RUNTIME_CONFIG=new.yaml grit-runtime config | jq .downstream
+
+    Exits with 0, or with 1 and one line that says what is wrong in the file.
+    """
     click.echo(json.dumps(asdict(config), indent=2))
 
 
@@ -86,10 +102,16 @@ def export(checkpoint: str, file: str) -> int:
 
     CHECKPOINT is the directory with grit.json. FILE must not exist. checkpointctl reads it, and so do `restore` and the
     annotation.
+
+    \b
+    grit-runtime export /var/lib/grit-runtime/checkpoints/default/counter-1/counter/checkpoint counter-1.tar
+
+    Exits with 0, or with 1 if it could not be written; then there is no FILE.
     """
 
     def write() -> int:
-        writing.export(os.path.abspath(checkpoint), os.path.abspath(file))
+        with progress.moved("writing", "wchar", progress.size(checkpoint)):
+            writing.export(os.path.abspath(checkpoint), os.path.abspath(file))
         return 0
 
     return _said(write)
@@ -109,23 +131,24 @@ def sign(config: Config, checkpoint: str, key: str) -> int:
     openssl genpkey -algorithm ed25519 -out key.pem && chmod 600 key.pem
     openssl pkey -in key.pem -pubout -out key.pub.pem      # for `trust.keys`
     grit-runtime sign --key key.pem /var/lib/grit-runtime/checkpoints/default/counter-1/counter/checkpoint
+
+    Exits with 0, or with 1 if it could not be signed.
     """
 
-    def write() -> int:
+    def say() -> int:
         from grit_runtime.checkpoint import signature
 
         file, workers = key or config.trust.signing_key, pool.workers(config.memory.workers)
         if not file:
             raise UsageError("no key to sign with", hint="--key, or `trust.signing-key`")
-        if not os.path.isdir(checkpoint):
-            signature.sign_file(os.path.abspath(checkpoint), file, workers)
-        elif not os.path.isfile(os.path.join(checkpoint, names.MANIFEST)):
+        if os.path.isdir(checkpoint) and not os.path.isfile(os.path.join(checkpoint, names.MANIFEST)):
             raise CheckpointError(f"{checkpoint} holds no {names.MANIFEST}", hint="name the directory with the images")
-        else:
-            signature.sign_directory(os.path.abspath(checkpoint), file, workers)
+        write = signature.sign_directory if os.path.isdir(checkpoint) else signature.sign_file
+        with progress.moved("reading", "rchar", progress.size(checkpoint)):
+            write(os.path.abspath(checkpoint), file, workers)
         return 0
 
-    return _said(write)
+    return _said(say)
 
 
 _json = common.as_json_option
@@ -157,7 +180,8 @@ def inspect_checkpoint(
 
     def say() -> int:
         workers = pool.workers(config.memory.workers) if check else 0
-        found = gather.inspect(os.path.abspath(checkpoint), config.archive, mappings=memory, compare=workers)
+        with progress.moved("reading", "rchar", progress.size(checkpoint)) if check else contextlib.nullcontext():
+            found = gather.inspect(os.path.abspath(checkpoint), config.archive, mappings=memory, compare=workers)
         shown = text.render(found, text.Wanted(files=files, mounts=mounts, memory=memory))
         _print(json.dumps(found.document(), indent=2) + "\n" if as_json else shown)
         return 0 if found.sound else 1
@@ -218,7 +242,13 @@ def install(engine: str, runtime_name: str, binary: str, copy_section: bool, roo
     """Register the runtime with an engine.
 
     One file of ours is written where the engine takes one, and the difference shown; no file is changed that isn't
-    ours. Exits with 1 if something is left for you to do, which is said on standard error.
+    ours.
+
+    \b
+    grit-runtime install --engine containerd --dry-run
+    grit-runtime install --engine podman
+
+    Exits with 0, or with 1 if something is left for you to do, which is said on standard error.
     """
     return _register(
         lambda: register.install(
@@ -235,7 +265,12 @@ def install(engine: str, runtime_name: str, binary: str, copy_section: bool, roo
 def uninstall(engine: str, runtime_name: str, root: str, dry_run: bool) -> int:
     """Take away what `install` wrote for an engine.
 
-    A file that somebody changed since stays. Exits with 1 then.
+    A file that somebody changed since stays.
+
+    \b
+    grit-runtime uninstall --engine containerd --dry-run
+
+    Exits with 0, or with 1 if a file stays.
     """
     return _register(lambda: register.uninstall(engine, name=runtime_name, root=root, dry_run=dry_run))
 
@@ -258,4 +293,6 @@ _commands.add_command(checkpoints.prune_checkpoints)
 _commands.add_command(completion.command)
 _commands.add_command(diagnose.command)
 _commands.add_command(doctor.command)
+_commands.add_command(e2e.command)
 _commands.add_command(plan.command)
+_commands.add_command(report.command)

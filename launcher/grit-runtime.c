@@ -434,7 +434,7 @@ int main(int argc, char **argv)
 {
 	static const char *const ours[] = {
 		"checkpoint", "restore", "recover", "config", "export", "sign", "install", "uninstall",
-		"plan", "doctor", "diagnose", "checkpoints", "prune", "capture", "restore-into", NULL
+		"plan", "doctor", "diagnose", "checkpoints", "prune", "capture", "restore-into", "report", "e2e", NULL
 	};
 	/* Whoever may read a checkpoint may have it shown. */
 	static const char *const reading[] = { "inspect", "diff", "completion", NULL };

@@ -5,6 +5,7 @@ In CI (`CI` is set) a missing requirement is a failure, not a skip; the GPU asid
 
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -97,6 +98,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "podman": _program("podman"),
     "kubernetes-validate": _module("kubernetes_validate"),
     "openssl": _program("openssl"),
+    "mandoc": _program("mandoc"),
     "cc": _program("cc"),
     "zstd": _program("zstd"),
     "busybox": _program("busybox"),
@@ -109,11 +111,13 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "applications": lambda: None if APPLICATIONS.exists() else "no file system of applications: `make deps`",
     "cuda-plugin": _named("GRIT_TEST_CRIU_PLUGINS"),
     "cuda-checkpoint": _named("GRIT_TEST_CUDA_CHECKPOINT"),
+    "chromium": _program("chromium"),  # tools/deps installs it on Debian; Ubuntu 24.04 has it as a snap alone
     "gpu": lambda: None if _gpus() else "no NVIDIA GPU",
     "two GPUs": lambda: None if _gpus() > 1 else "not two NVIDIA GPUs",
 }
 MAY_BE_MISSING_IN_CI = frozenset(
     {"gpu", "two GPUs", "cuda-plugin", "cuda-checkpoint", "nvidia-ctk", "nvidia-container-runtime"}
+    | ({"chromium"} if platform.freedesktop_os_release().get("ID") == "ubuntu" else set())
 )
 
 

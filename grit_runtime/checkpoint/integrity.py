@@ -107,7 +107,8 @@ def _of_places(places: Mapping[str, Place], workers: int) -> dict[str, list[str]
         finally:
             os.close(fd)
 
-    values = pool.each(one, jobs, workers)
+    count = pool.fitting(workers, sum(place.size for place in places.values()))
+    values = pool.each(one, jobs, count)
     found: dict[str, list[str]] = {name: [] for name in places}
     for (name, _, _), value in zip(jobs, values, strict=True):
         found[name].append(value)

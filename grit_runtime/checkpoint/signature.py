@@ -6,7 +6,7 @@ The signature of a directory is the file `grit.sig` in it, that of an archive th
     ed25519 PUBLIC-KEY SIGNATURE           (base64)
     {"chunk": 16777216, "files": {"NAME": {"bytes": 7, "sha256": ["HEX", ...]}, ...}}
 
-The third line is what is signed, with a prefix of its own. Each file has one hash for each chunk, so that many threads
+The third line is what is signed, with a prefix of its own. Each file has one hash for each chunk, so that many workers
 can compute them. The manifest's own checksums (xxh3) find damage; anybody could make a file to fit them.
 """
 
@@ -177,7 +177,8 @@ def _hashed(paths: Mapping[str, str], workers: int) -> dict[str, Content]:
         return _hash(paths[name], start, end)
 
     found: dict[str, list[str]] = {name: [] for name in paths}
-    for (name, _, _), value in zip(jobs, pool.each(one, jobs, workers), strict=True):
+    count = pool.fitting(workers, sum(sizes.values()))
+    for (name, _, _), value in zip(jobs, pool.each(one, jobs, count), strict=True):
         found[name].append(value)
     return {name: Content(sizes[name], tuple(values)) for name, values in found.items()}
 

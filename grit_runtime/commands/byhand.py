@@ -136,6 +136,7 @@ def restore_into(folder: str, container: str, name: str, namespace: str, contain
 
     def say() -> int:
         from grit_runtime import downstream
+        from grit_runtime.commands import progress
         from grit_runtime.verbs import restore as verb
         from grit_runtime.workflow import byhand, restore
         from grit_runtime.workflow.context import Context
@@ -153,7 +154,7 @@ def restore_into(folder: str, container: str, name: str, namespace: str, contain
             log=notes,
             container=argv.container_id("restore-into", flags),
         )
-        with _without_stdio():
+        with progress.moved("reading", "rchar", byhand.size(images)), _without_stdio():
             restore.restore(context, verb.request(flags))
         _warnings(notes)
         common.printed(f"{words.shown(context.container)} runs, from {words.shown(images)}\n")

@@ -10,6 +10,7 @@ import click
 
 from grit_runtime.config import Config
 from grit_runtime.errors import GritError
+from grit_runtime.host import files
 from grit_runtime.oci.argv import Invocation
 
 _INVOCATION = "grit_runtime.invocation"
@@ -60,6 +61,17 @@ def printed(output: str) -> None:
 def printed_json(document: Any) -> None:
     """Write a document."""
     printed(json.dumps(document, indent=2) + "\n")
+
+
+def write(path: str, text: str, mode: int = 0o644) -> None:
+    """To a file, whole or not at all; `-` is standard output."""
+    if path == "-":
+        printed(text)
+        return
+    try:
+        files.write_atomically(os.path.abspath(path), text.encode("utf-8", "backslashreplace"), mode)
+    except OSError as err:
+        raise GritError(f"cannot write {path}: {err.strerror}") from None
 
 
 def absolute(path: str) -> str:

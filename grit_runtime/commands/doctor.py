@@ -1,14 +1,11 @@
 """`doctor`: whether this node is able to do it."""
 
-import os
 import time
 
 import click
 
 from grit_runtime.commands import common
 from grit_runtime.engines import ENGINES
-from grit_runtime.errors import GritError
-from grit_runtime.host import files
 
 
 @click.command("doctor")
@@ -58,9 +55,9 @@ def command(
         )
         judged = table.judge(facts)
         if metrics:
-            _write(metrics, output.metrics(judged, time.time()))
+            common.write(metrics, output.metrics(judged, time.time()))
         if labels:
-            _write(labels, output.label_lines(facts, judged))
+            common.write(labels, output.label_lines(facts, judged))
         if as_json:
             common.printed_json(output.document(facts, judged))
         elif "-" not in (labels, metrics):
@@ -68,14 +65,3 @@ def command(
         return 1 if any(item.verdict.state is State.FAIL for item in judged) else 0
 
     return common.said(say, failure=2)
-
-
-def _write(path: str, text: str) -> None:
-    """To a file, whole or not at all; `-` is standard output."""
-    if path == "-":
-        common.printed(text)
-        return
-    try:
-        files.write_atomically(os.path.abspath(path), text.encode(), 0o644)
-    except OSError as err:
-        raise GritError(f"cannot write {path}: {err.strerror}") from None

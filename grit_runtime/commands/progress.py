@@ -42,11 +42,35 @@ def shown(title: str, done: Callable[[], int], total: int) -> Iterator[None]:
         os.write(2, _CLEAR.encode())
 
 
+@contextmanager
+def moved(title: str, counter: str, total: int) -> Iterator[None]:
+    """As `shown`, by what we and the programs that we started read or write.
+
+    Args:
+        counter: `rchar` or `wchar` of proc_pid_io(5).
+    """
+    pid = os.getpid()
+    begin = proc.moved(pid, counter)
+    with shown(title, lambda: proc.moved(pid, counter) - begin, total):
+        yield
+
+
+def size(checkpoint: str) -> int:
+    """The bytes of a directory's files, without those below it, or of an archive; 0 where it can't be looked at."""
+    try:
+        if os.path.isfile(checkpoint):
+            return os.stat(checkpoint).st_size
+        return sum(entry.stat().st_size for entry in os.scandir(checkpoint) if entry.is_file(follow_symlinks=False))
+    except OSError:
+        return 0
+
+
 def _show(title: str, done: Callable[[], int], total: int) -> None:
-    begun = time.monotonic()
+    begun, most = time.monotonic(), 0
     while True:
         time.sleep(_INTERVAL)
-        os.write(2, (_CLEAR + line(title, done(), total, time.monotonic() - begun)).encode())
+        most = max(most, done())  # what a program has moved is not known any more when it is gone
+        os.write(2, (_CLEAR + line(title, most, total, time.monotonic() - begun)).encode())
 
 
 def line(title: str, done: int, total: int, seconds: float) -> str:

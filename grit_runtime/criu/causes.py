@@ -224,6 +224,12 @@ TABLE: tuple[Cause, ...] = (
         todo="restore on a machine whose processor has what the old one's had",
     ),
     Cause(
+        id="no-tmp-on-read-only-root",
+        line=r"Error \([^)]*\): mnt: Can't create a temporary directory: Read-only",  # a dump warns of it, and goes on
+        means="the rootfs is read-only and has no directory /tmp, on which CRIU puts the old root for a moment",
+        todo="give the image a directory /tmp, or the container a mount there, or a rootfs that is not read-only",
+    ),
+    Cause(
         id="no-space",
         line=r"No space left on device",
         means="the disk or tmpfs of the images, or of the logs, is full",

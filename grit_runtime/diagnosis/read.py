@@ -1,6 +1,7 @@
 """The logs to be judged: which, and their lines, bounded. They are anybody's input."""
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 
@@ -34,20 +35,29 @@ def logs(config: Config, target: str) -> list[str]:
     Raises:
         UsageError: there is none.
     """
+    found: list[str] = []
     if os.path.isdir(target):
         found = [os.path.join(here, name) for here, _, files in _walk(target) for name in files if name in _LOGS]
     elif os.path.lexists(target):
         found = [target]
-    else:
+    if not found and os.sep not in target:  # a directory here may have a container's name
         kept = _kept(config.log_dir)
         found = [path for path in kept if not target or f"-{target[:64]}" in os.path.basename(path)]
         found = found[:1] if not target else found
     if not found:
         where = f"of {target!r} " if target else ""
         raise UsageError(
-            f"there is no log {where}in {config.log_dir}", hint="name a log, or a directory that holds one"
+            f"there is no log {where}in {config.log_dir}",
+            hint="name a log, or a directory that holds one; a call that was refused before CRIU ran says why in its "
+            "error line, which is in the pod's event and the engine's log",
         )
     return sorted(found, key=_age)
+
+
+def named(line: str) -> list[str]:
+    """The log of CRIU's that an error line of ours names, if it is there."""
+    found = re.search(r"CRIU's log: (/\S+?\.log)\b", line)
+    return [found[1]] if found and os.path.isfile(found[1]) else []
 
 
 def read(path: str) -> Log:
@@ -89,8 +99,13 @@ def _walk(top: str) -> list[tuple[str, list[str], list[str]]]:
     return found
 
 
-def _age(path: str) -> float:
+def written(path: str) -> float:
+    """When a log was written last, in seconds since the epoch; 0 if it is gone."""
     try:
-        return -os.stat(path).st_mtime
+        return os.stat(path).st_mtime
     except OSError:
         return 0.0
+
+
+def _age(path: str) -> float:
+    return -written(path)

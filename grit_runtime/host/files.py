@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from typing import Any
 
 _MAX_LINKS = 40  # the kernel's own limit (fs/namei.c, MAXSYMLINKS)
@@ -47,6 +48,22 @@ def unlink_if_there(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         return
+
+
+def keep_newest(directory: str, is_ours: Callable[[str], bool], count: int) -> None:
+    """Remove those files of a directory that are ours by their names and the oldest by these, beyond `count`.
+
+    Nothing else is touched, and what can't be removed stays.
+    """
+    try:
+        ours = sorted(name for name in os.listdir(directory) if is_ours(name))
+    except OSError:
+        return
+    for name in ours[:-count]:
+        try:
+            os.unlink(os.path.join(directory, name))
+        except OSError:
+            continue
 
 
 def sync_directory(path: str) -> None:

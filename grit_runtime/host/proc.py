@@ -226,6 +226,31 @@ def inner_threads(pid: int) -> set[int]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """The processes that any thread of this one has started (/proc/PID/task/TID/children); empty if it is gone."""
+    found: list[int] = []
+    for thread in sorted(threads(pid)):
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as stream:
+                found += [int(word) for word in stream.read().split()]
+        except OSError:
+            continue
+    return found
+
+
+def moved(pid: int, counter: str) -> int:
+    """The bytes that a process and those below it have read (`rchar`) or written (`wchar`), by proc_pid_io(5).
+
+    What those have moved that are gone is not in it.
+    """
+    total = sum(moved(child, counter) for child in children(pid))
+    try:
+        with open(f"/proc/{pid}/io", encoding="ascii") as stream:
+            return total + next(int(line.split()[1]) for line in stream if line.startswith(f"{counter}:"))
+    except (OSError, StopIteration):
+        return total
+
+
 def threads(pid: int) -> set[int]:
     """The thread ids of the process as we see them; empty if it is gone."""
     try:

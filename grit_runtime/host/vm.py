@@ -45,10 +45,10 @@ Pieces = Sequence[tuple[int, int]]
 
 
 class Buffer:
-    """Page-aligned memory of our own."""
+    """Page-aligned memory of our own; a forked worker has a copy."""
 
     def __init__(self, size: int) -> None:
-        self.memory = mmap.mmap(-1, size)
+        self.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self.memory)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 

@@ -11,7 +11,7 @@ from grit_runtime.errors import BundleError, CheckpointError, RestoreError, Usag
 from grit_runtime.oci import argv, bundle
 from grit_runtime.verbs import waiting
 from grit_runtime.verbs.call import Call, pass_through
-from grit_runtime.workflow import devices, restore
+from grit_runtime.workflow import devices, operations, restore
 from grit_runtime.workflow.prepare import Request
 
 # What `restore` has no flag for: a restored process has its keyring, and its descriptors are in the images.
@@ -46,7 +46,9 @@ def run(call: Call) -> int:
 
 
 def _restore(call: Call, container: str, made: bundle.Bundle, flags: argv.Flags) -> int:
-    return restore.restore(call.context(container), request(call.config, made, flags))
+    context = call.context(container)
+    with operations.recorded(context, "create"):
+        return restore.restore(context, request(call.config, made, flags))
 
 
 def request(config: Config, made: bundle.Bundle, flags: argv.Flags) -> Request:

@@ -6,7 +6,7 @@ import os
 
 from grit_runtime.oci import argv, bundle
 from grit_runtime.verbs.call import Call, pass_through
-from grit_runtime.workflow import restore
+from grit_runtime.workflow import operations, restore
 from grit_runtime.workflow.prepare import Request
 
 _OURS = ("image-path", "work-path", "parent-path", "bundle", "pid-file")
@@ -19,7 +19,9 @@ def run(call: Call) -> int:
     flags = argv.read_flags("restore", call.invocation.args, argv.RESTORE)
     if flags.switches & {"lazy-pages", "help"}:
         pass_through(call.config, call.argv, call.ignored_signals)
-    return restore.restore(call.context(argv.container_id("restore", flags)), request(flags))
+    context = call.context(argv.container_id("restore", flags))
+    with operations.recorded(context, "restore"):
+        return restore.restore(context, request(flags))
 
 
 def request(flags: argv.Flags) -> Request:

@@ -29,6 +29,7 @@ from grit_runtime.workflow import (
     external,
     linkremap,
     memorysave,
+    operations,
     preflight,
     publish,
     recorded,
@@ -69,17 +70,19 @@ def capture(context: Context, request: Request) -> None:
         CaptureError: the dump failed, or what goes with it.
         DownstreamError: the downstream doesn't know the container, or failed.
     """
-    held = hold(context, request)
-    transaction = held.transaction
-    try:
-        take(held)
-        proc.finish_undisturbed()
-        transaction.phase(names.PUBLISHING)
-    except BaseException as err:
-        transaction.abort(err)
-        raise
-    publish.finish(transaction.header)
-    transaction.close()
+    with operations.recorded(context, "checkpoint", request.images):
+        held = hold(context, request)
+        transaction = held.transaction
+        try:
+            take(held)
+            proc.finish_undisturbed()
+            transaction.phase(names.PUBLISHING)
+        except BaseException as err:
+            transaction.abort(err)
+            raise
+        context.record.mark("publish")
+        publish.finish(transaction.header)
+        transaction.close()
 
 
 def hold(context: Context, request: Request) -> Held:
@@ -99,10 +102,13 @@ def hold(context: Context, request: Request) -> Held:
 
 
 def _begin(context: Context, request: Request) -> Held:
+    record = context.record
+    record.mark("lock")
     workspace = open_workspace(context.workspace_path, timeout=context.config.timeouts.lock)
     try:
         if recover.settle(workspace) is not None:
             raise _wrong_state(context, names.CREATED)
+        record.mark("look")
         state = _require_running(context)
         pids = _processes(context)
         for warning in preflight.require_dumpable(context.container, pids, state.pid):
@@ -134,10 +140,12 @@ def _hold(held: Held) -> None:
 
         signature.require_key(context.config.trust.signing_key)
     _prepare(transaction, held.request, _partial(held.request))
-    begun = time.monotonic()
+    mark, begun = context.record.mark, time.monotonic()
+    mark("cuda")
     held.cuda = _suspend(
         context, transaction, state, held.bundle, [pid for pid in held.pids if cudasigns.may_use_cuda(pid)]
     )
+    mark("freeze")
     held.clock = _freeze(context, transaction, state, thawed=held.cuda is not None, leave=held.by_plugin)
     held.clock["begin"] = begun
 
@@ -146,6 +154,8 @@ def take(held: Held) -> None:
     """Everything up to the complete checkpoint in `.grit-partial`; the container is frozen then."""
     context, transaction, request, state = held.context, held.transaction, held.request, held.state
     bundle, pids, cuda, partial = held.bundle, held.pids, held.cuda, _partial(held.request)
+    mark = context.record.mark
+    mark("describe")
     if state.status != names.PAUSED or cuda:  # else it was frozen when they were looked at
         pids = _processes(context)
     if cuda and not held.by_plugin:
@@ -161,9 +171,11 @@ def take(held: Held) -> None:
 
     try:
         past = memorysave.begin(context, request, partial, pids, frozen=not held.by_plugin)
+        mark("criu")
         checksums = _dump(context, partial, pids, by_criu, past=past)
     except CaptureError as err:
         raise contentsave.explained(err, state.pid) from None
+    mark("contents")
     if held.by_plugin:
         _freeze(context, transaction, state, thawed=True)
     kept = linkremap.keep(transaction, partial, pids, state.pid)
@@ -172,7 +184,9 @@ def take(held: Held) -> None:
     log = dump.log_of(request, transaction.workspace)
     facts["versions"]["criu"] = describe.criu_version(log, context.config.timeouts.command)
     facts["contents"] = contentsave.save(context, state.pid, bundle, partial)
+    context.record.add(sum(part.get("bytes", 0) for part in facts["contents"].values()))
     held.clock["dump"] = time.monotonic()
+    mark("flush")
     _write_manifest(context, request, partial, facts, held.clock, checksums)
     for name in kept if request.leave_running else ():
         transaction.undo(name)
@@ -197,10 +211,12 @@ def _dump(
 ) -> dict[str, list[str]]:
     """The dump, and the memory past CRIU; its checksums."""
     by_criu()
+    context.record.mark("memory")
     try:
         return memorysave.finish(context, partial, pids) if past else {}
     except memorysave.UnreachableError as err:
         memorysave.start_over(context, partial, str(err))
+        context.record.mark("criu")
         by_criu()
         return {}
 
@@ -281,11 +297,13 @@ def _write_manifest(
         if context.config.fsync:
             for name in sizes:
                 files.sync_file(os.path.join(partial, name))
+        context.record.add(sum(sizes.values()))
         data = {
             **facts,
             "files": [{"name": name, "bytes": size, "checksums": sums[name]} for name, size in sizes.items()],
             "checksums": {"algorithm": integrity.ALGORITHM, "chunk": integrity.CHUNK},
             "bytes": sum(sizes.values()),
+            "phases": context.record.phases(),
             "seconds": {
                 "freeze": clock["freeze"] - clock["begin"],
                 "dump": clock["dump"] - clock["freeze"],

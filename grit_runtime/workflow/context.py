@@ -1,7 +1,7 @@
 """What every step of ours needs: the call, the site's configuration, the downstream, and where to report."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from grit_runtime import __version__
@@ -10,6 +10,7 @@ from grit_runtime.downstream import Downstream
 from grit_runtime.host import workspace
 from grit_runtime.oci.argv import Invocation
 from grit_runtime.oci.log import Log
+from grit_runtime.workflow.operations import Record
 
 MARKER = "GRIT_RUNTIME_CALL"
 
@@ -23,6 +24,8 @@ class Context:
     downstream: Downstream
     log: Log
     container: str
+    record: Record = field(default_factory=Record, compare=False, repr=False)
+    """What the call does, and when."""
 
     @property
     def workspace_path(self) -> str:

@@ -125,11 +125,14 @@ def _suspend(
     huge = huge_pages(context.config)
     if huge:
         transaction.do(huge)
+    switched = context.record.begin("huge pages", huge.describe()) if huge else None
     seconds = processes.suspend(
         api, initial, lock_timeout=context.config.cuda.lock_timeout, timeout=context.config.cuda.timeout
     )
-    if huge:
+    if huge and switched:
         transaction.undo(huge)
+        context.record.end(switched)
+    context.record.took({f"cuda {step}": each for step, each in seconds.items()})
     return Suspended(section={**section, "seconds": seconds}, seconds=seconds)
 
 

@@ -212,7 +212,9 @@ def _restore(context: Context, prepared: Prepared, pids: list[int], found: dict[
         pids = list(processes.restore_threads(api, pids, timeout=asked.timeout))
     if not pids:
         return
-    processes.resume(api, dict.fromkeys(pids, State.RUNNING), timeout=timeout, device_map=plan.device_map)
+    took = processes.resume(api, dict.fromkeys(pids, State.RUNNING), timeout=timeout, device_map=plan.device_map)
+    said = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in took.items())
+    context.log.line("info", f"container {context.container}: CUDA of {len(pids)} processes is back: {said}")
     node = cuda.survey(asked, api)
     places = dict(plan.device_map)
     for pid in pids:

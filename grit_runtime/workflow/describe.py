@@ -3,6 +3,7 @@ failed calls.
 """
 
 import os
+import re
 import shutil
 import stat
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from grit_runtime import __version__, names
 from grit_runtime.criu import logs
 from grit_runtime.downstream import State
-from grit_runtime.host import cgroups, mounts, proc, run
+from grit_runtime.host import cgroups, files, mounts, proc, run
 from grit_runtime.oci.bundle import Bundle
 from grit_runtime.workflow import external
 from grit_runtime.workflow.context import Context
@@ -19,6 +20,7 @@ from grit_runtime.workflow.external import External
 from grit_runtime.workflow.mounts import bind_mounts, provided
 
 KEPT_LOGS = 20
+_KEPT = re.compile(r"\d{8}T\d{6}Z-.+\.log")  # the names that `keep_log` gives
 _MAX_PROCESSES_LISTED = 1000
 
 
@@ -69,10 +71,9 @@ def keep_log(directory: str, container_id: str, source: str) -> str:
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         shutil.copyfile(source, target)
-        for old in sorted(os.listdir(directory))[:-KEPT_LOGS]:
-            os.unlink(os.path.join(directory, old))
     except OSError:
         return ""
+    files.keep_newest(directory, lambda name: _KEPT.fullmatch(name) is not None, KEPT_LOGS)
     return target
 
 

@@ -46,6 +46,7 @@ def fill(context: Context, prepared: Prepared, pids: list[int], *, in_huge_pages
                 _let_go(userfault, split)
     way = "userfaultfd" if all(userfault for _, userfault in ways) else "process_vm_writev"
     took = time.monotonic() - begun
+    context.record.add(size)
     context.log.line(
         "info", f"container {context.container}: {size >> 20} MiB of memory filled in {took:.2f} s by {way}"
     )

@@ -78,6 +78,7 @@ def finish(context: Context, partial: str, pids: list[int]) -> dict[str, list[st
         for fd in opened:
             os.close(fd)
     size = sum(image.pagemap.size for image in images)
+    context.record.add(size)
     context.log.line(
         "info", f"container {context.container}: {size >> 20} MiB of memory written in {time.monotonic() - begun:.2f} s"
     )

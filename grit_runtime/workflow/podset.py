@@ -8,12 +8,13 @@ rename leaves containers that run on, for each has a journal of its own, by whic
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from grit_runtime import names
 from grit_runtime.errors import CaptureError, CheckpointError, UsageError
 from grit_runtime.host import files, proc
-from grit_runtime.workflow import capture, prune, publish
+from grit_runtime.workflow import capture, operations, prune, publish
 from grit_runtime.workflow.byhand import Capture
 from grit_runtime.workflow.capture import Held
 
@@ -45,7 +46,10 @@ def take(asked: Sequence[Capture], ends: Callable[[], bool]) -> str:
         replace(one.request, images=inside(asked, one.request.images), staging=staging, leave_running=True)
         for one in asked
     ]
-    _take([replace(one, request=request) for one, request in zip(asked, inner, strict=True)], target, ends)
+    with ExitStack() as stack:
+        for one in asked:
+            stack.enter_context(operations.recorded(one.context, "checkpoint", one.request.images))
+        _take([replace(one, request=request) for one, request in zip(asked, inner, strict=True)], target, ends)
     return target
 
 
@@ -89,6 +93,8 @@ def _take(asked: Sequence[Capture], target: str, ends: Callable[[], bool]) -> No
     held: list[Held] = []
     try:
         for one in asked:
+            one.context.record.mark("wait")
+        for one in asked:
             held.append(capture.hold(one.context, one.request))
             if held[-1].by_plugin and len(asked) > 1:
                 raise CaptureError(
@@ -96,8 +102,10 @@ def _take(asked: Sequence[Capture], target: str, ends: Callable[[], bool]) -> No
                     "others are dumped",
                     hint="set `cuda.mode` to `driver` to capture several containers at one moment",
                 )
+            one.context.record.mark("wait")
         for container in held:
             capture.take(container)
+            container.context.record.mark("wait")
         proc.finish_undisturbed()
         for container in held:
             container.transaction.phase(names.PUBLISHING)
@@ -129,6 +137,7 @@ def _end(held: Sequence[Held], *, stop: bool) -> None:
     """
     failures: list[CaptureError | OSError] = []
     for container in held:
+        container.context.record.mark("publish")
         if stop:
             container.transaction.amend({"leave_running": False})
         try:

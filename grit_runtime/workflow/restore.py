@@ -20,7 +20,7 @@ from grit_runtime.errors import RestoreError
 from grit_runtime.host import effects, files, proc, remount, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
-from grit_runtime.workflow import contents, intended, recover, verify
+from grit_runtime.workflow import contents, intended, operations, recover, verify
 from grit_runtime.workflow.context import Context, new_marker
 from grit_runtime.workflow.effects import restored_container
 from grit_runtime.workflow.prepare import Prepared, Request, prepare, with_devices
@@ -36,7 +36,14 @@ def restore(context: Context, request: Request) -> int:
     Raises:
         GritError: nothing is left of the attempt.
     """
-    log = context.log
+    with operations.recorded(context, "create" if request.serves_create else "restore", request.images):
+        running = _restore(context, request)
+    return _wait(running) if running else 0
+
+
+def _restore(context: Context, request: Request) -> subprocess.Popen[bytes] | None:
+    log, record = context.log, context.record
+    record.mark("lock")
     recover.other_restores(context.config.state_dir, context.workspace_path, lambda text: log.line("warning", text))
     workspace = open_workspace(context.workspace_path, timeout=context.config.timeouts.lock)
     try:
@@ -47,7 +54,9 @@ def restore(context: Context, request: Request) -> int:
         raise
     transaction = Transaction(workspace, {**context.header("restore"), "images": request.images})
     try:
+        record.mark("open")
         source = open_source(context, transaction, request.images, request.pin)
+        record.mark("plan")
         request = with_devices(context, request, f"{context.workspace_path}/toolkit")
         prepared = prepare(context, request, source.found)
         transaction.amend({"stopped": list(prepared.plan.stopped)})
@@ -60,15 +69,19 @@ def restore(context: Context, request: Request) -> int:
         transaction.abort(err)
         raise
     transaction.close(keep=request.serves_create)
-    return _wait(running) if running else 0
+    return running
 
 
 def _apply(
     context: Context, request: Request, prepared: Prepared, source: Source, transaction: Transaction
 ) -> subprocess.Popen[bytes] | None:
+    mark = context.record.mark
+    mark("stage")
     staged = _stage(transaction.workspace, prepared)
     edit = _configure(context, request, prepared, transaction)
+    mark("contents")
     contents.apply(context, transaction, prepared.contents, request.bundle)
+    mark("mountpoints")
     timeout = context.config.timeouts.command
     kept = effects.cgroup_options(context.config.state_dir)
     led = intended.shared_links(context, prepared.plan)
@@ -84,12 +97,15 @@ def _apply(
     )
     marker = new_marker()
     transaction.do(effects.Programs(marker, staged, grace=0, timeout=timeout))
+    mark("criu")
     pid, running = _run(context, request, staged, transaction.workspace, marker)
     try:
+        mark("verify")
         for done in (*reversed(led), *kept, edit, *source.effects):
             transaction.undo(done)
         pids = _verify(context, request, prepared, pid)
         _bring_back(context, request, prepared, transaction, pid, pids)
+        mark("release")
         if request.pid_file:
             transaction.do(effects.WriteFile(request.pid_file, str(pid)))
         files.remove_tree(staged)
@@ -208,19 +224,23 @@ def _bring_back(
     huge = prepared.cuda.huge_pages(context) if prepared.cuda else None
     if huge:
         transaction.do(huge)
+    switched = context.record.begin("huge pages", huge.describe()) if huge else None
     if prepared.memory.parts:
         from grit_runtime.workflow import memoryfill
 
+        context.record.mark("memory")
         large = prepared.cuda.in_huge_pages() if prepared.cuda else ()
         memoryfill.fill(context, prepared.memory, pids, in_huge_pages=large)
     if prepared.cuda:
         from grit_runtime.workflow import cudarestore
 
+        context.record.mark("cuda")
         pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
         cudarestore.repair_devices(pid, prepared.cuda.plan.devices)
         cudarestore.bring_back(context, prepared.cuda, pids, stopped=not request.shell_job)
-    if huge:
+    if huge and switched:
         transaction.undo(huge)
+        context.record.end(switched)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -137,6 +137,11 @@ class Place:
             process.kill()
             process.wait()
 
+    def touch(self, size: int) -> None:
+        """The same for huge pages, of which none could be kept without breaking it up: it wears off within seconds."""
+        argv = [self.subject, "touch", str(size >> 20), str(THREADS)]
+        subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+
     def checkpoint(self, tool: str) -> Ran:
         """Checkpoint the container, which ends it."""
         self._remove_images()

@@ -8,6 +8,7 @@
    Outside of one it prints the seconds that this machine takes, all threads at work:
 
        subject warm MIB THREADS  for memory to be touched; it is given back but for single pages, until it is killed
+       subject touch MIB THREADS  the same in huge pages, all of which are given back
        subject copy MIB THREADS  into fresh memory, by UFFDIO_COPY
        subject read MIB THREADS FILE   of another process, by process_vm_readv, into a mapped file
 
@@ -238,6 +239,10 @@ int main(int count, char **words)
         give_back_most(size);
         fflush(stdout);
         for (;;) pause();
+    } else if (strcmp(what, "touch") == 0) {
+        target = map(size, PROT_READ | PROT_WRITE);
+        madvise(target, size, MADV_HUGEPAGE);
+        measure(touch, threads);
     } else if (strcmp(what, "load") == 0) {
         target = map(size, PROT_READ | PROT_WRITE);
         memset(target, 1, size);

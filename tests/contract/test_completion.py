@@ -28,7 +28,7 @@ def _complete(*line: str) -> list[str]:
     ("line", "offered"),
     [
         (("pl",), ["plan"]),
-        (("re",), ["recover", "restore-into"]),
+        (("re",), ["recover", "report", "restore-into"]),
         (("plan", "--im"), ["--image-path"]),
         (("doctor", "--fi"), ["--fix-hints"]),
         (("doctor", "--engine", "con"), ["containerd"]),

@@ -1,4 +1,4 @@
-"""`make install`: what lies where, and that nothing but what was installed is ever executed."""
+"""`make install`, after `make deps`: what lies where, and that nothing but what was installed is ever executed."""
 
 import json
 import os
@@ -27,6 +27,8 @@ def test_destdir_and_prefix_are_honoured_and_uninstall_leaves_nothing(tmp_path: 
     hooks = {json.loads(file.read_text())["hook"]["path"] for file in (tmp_path / "opt/grit/share").rglob("*.json")}
     assert hooks == {f"/opt/grit/lib/grit-runtime/hooks/{name}" for name in ("grit-record", "grit-cleanup")}
     assert all(os.access(f"{tmp_path}{path}", os.X_OK) for path in hooks)
+    pages = sorted(p.name for p in (tmp_path / "opt/grit/share/man/man1").iterdir())
+    assert pages == sorted(p.name for p in (ROOT / "docs/man").glob("*.1"))
     writable = [p for p in tmp_path.rglob("*") if not p.is_symlink() and p.stat().st_mode & 0o022]
     assert writable == []
     subprocess.run([*make, "uninstall"], check=True, stdout=subprocess.DEVNULL)

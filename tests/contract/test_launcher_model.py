@@ -24,7 +24,7 @@ SETTINGS = settings(
 
 OURS = (
     "checkpoint", "restore", "recover", "config", "export", "sign", "inspect", "diff", "install", "uninstall", "plan",
-    "doctor", "diagnose", "checkpoints", "prune", "capture", "restore-into", "completion",
+    "doctor", "diagnose", "checkpoints", "prune", "capture", "restore-into", "completion", "report", "e2e",
 )  # fmt: skip
 THEIRS = ("create", "start", "state", "kill", "delete", "run", "exec", "list", "ps", "features", "spec", "x")
 CONTAINERS = ("waiting", "traced", "elsewhere", "none", *OURS, "create", "delete")

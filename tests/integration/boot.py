@@ -5,7 +5,7 @@ A step is a journal line that is about to be written, the same line written, or 
 change. With GRIT_TEST_STEPS, the number of steps is written to that file at the end; with GRIT_TEST_KILL_AT=N, the
 process kills itself at step N. GRIT_TEST_SLOW_FILL slows the filling of memory down, and GRIT_TEST_NO_USERFAULTFD
 stands for a kernel without it. With GRIT_TEST_MODULES, what was imported is written to that file, a name and its file
-a line.
+a line. GRIT_TEST_SLOW_PROGRESS has what shows its progress take long enough to be seen.
 """
 
 import os
@@ -64,6 +64,21 @@ if os.environ.get("GRIT_TEST_SLOW_FILL"):
     vm.Userfault.copy = _slowly(vm.Userfault.copy)  # type: ignore[method-assign]
 if os.environ.get("GRIT_TEST_NO_USERFAULTFD"):
     inject.is_supported = lambda: False
+
+if os.environ.get("GRIT_TEST_SLOW_PROGRESS"):
+    from contextlib import contextmanager
+
+    from grit_runtime.commands import progress
+
+    _shown = progress.shown
+
+    @contextmanager
+    def _longer(*arguments: Any) -> Any:
+        with _shown(*arguments):
+            time.sleep(0.5)
+            yield
+
+    progress.shown = _longer
 
 code = __main__.main(["verb", "-", "grit-runtime", *sys.argv[1:]])
 if os.environ.get("GRIT_TEST_MODULES"):

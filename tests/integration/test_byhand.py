@@ -95,10 +95,12 @@ def test_what_can_t_be_captured_by_name(machine: Machine, wrong: str) -> None:
     assert machine.status("counter-1") == "running"
 
 
-def _on_a_terminal(machine: Machine, *args: str) -> "tuple[subprocess.Popen[bytes], int]":
+def _on_a_terminal(machine: Machine, *args: str, **env: str) -> "tuple[subprocess.Popen[bytes], int]":
     master, slave = pty.openpty()
     argv = [word for word in machine.argv(*args) if word not in ("--log", str(machine.path / "log.json"))]
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave, env=machine.environment())
+    process = subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave, env={**machine.environment(), **env}
+    )
     os.close(slave)
     return process, master
 
@@ -138,6 +140,33 @@ def test_a_terminal_gets_a_bar_and_a_signal_ends_it_well(machine: Machine) -> No
         os.environ["PATH"] = os.environ["PATH"].partition(":")[2]
     assert not (machine.checkpoints / "ns/cut").exists()
     machine.counts(bundle)
+
+
+@pytest.mark.parametrize("command", ["export", "sign", "inspect", "restore-into"])
+def test_what_reads_or_writes_much_shows_it(machine: Machine, command: str) -> None:
+    """On a terminal alone, on standard error, and gone at the end."""
+    machine.start("old", _pod(machine, "old"))
+    machine.grit("capture", "--stop", "--name", "n", "old").ok()
+    images = machine.checkpoints / "ns/n/app/checkpoint"
+    new = _pod(machine, "new")
+    key = machine.path / "key.pem"
+    machine.shell("openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key))
+    key.chmod(0o600)
+    arguments, word = {
+        "export": ([str(images), str(machine.path / "all.tar")], "writing"),
+        "sign": (["--key", str(key), str(images)], "reading"),
+        "inspect": (["--check", str(images)], "reading"),
+        "restore-into": (["--name", "n", str(new.path)], "reading"),
+    }[command]
+    process, master = _on_a_terminal(machine, command, *arguments, GRIT_TEST_SLOW_PROGRESS="1")
+    said = _read(master)
+    assert process.wait() == 0, said
+    assert re.search(rf"\r\x1b\[K{word} \[[#-]{{24}}\] .* of about .*/s", said), said
+    assert "\r\x1b[K" in said[said.rindex(word) :], said
+    if command == "restore-into":
+        machine.counts(new)
+    if command == "sign":
+        (images / "grit.sig").unlink()
 
 
 def test_a_line_of_progress() -> None:

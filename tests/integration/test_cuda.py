@@ -523,5 +523,13 @@ def test_memory_is_in_huge_pages_only_while_cuda_is_moved(gpu: SimulatedGpu) -> 
         gpu.restore(new).ok()
         assert hugepages.setting() == "madvise"
         gpu.goes_on(new)
+        for record in sorted((gpu.machine.logs / "operations").iterdir())[-2:]:
+            phases = json.loads(record.read_text())["phases"]
+            (span,) = [phase for phase in phases if phase["name"] == "huge pages"]
+            steps = [phase["name"] for phase in phases if phase["name"].startswith("cuda ")]
+            assert steps == (["cuda checkpoint", "cuda lock"] if "-checkpoint-" in record.name else [])
+            assert span["detail"] == f"set {hugepages.SETTING} from madvise to always"
+            assert span["begin"] < span["end"]
+            assert "unended" not in span
     finally:
         Path(hugepages.SETTING).write_text(before)

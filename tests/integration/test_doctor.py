@@ -65,6 +65,11 @@ def test_path_is_that_of_the_engine_s_process(machine: Machine, containerd: subp
     )  # fmt: skip
     assert found["criu.found"]["found"] == "criu is not in PATH (/nowhere)"
     assert found["criu.check"]["state"] == "skip"
+    text = machine.grit("doctor", "--engine", "containerd", "--fix-hints", "--no-disk").out
+    fix = [command for check in found.values() for command in check["fix"]]
+    assert path["todo"] in text
+    assert fix, "no check has a command that puts things right"
+    assert all(command in text for command in fix)
 
 
 @pytest.mark.needs("runtime")

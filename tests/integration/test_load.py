@@ -57,7 +57,7 @@ def _counted(machine: Machine) -> dict[str, int]:
     return {
         "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
         "state": len(list(machine.state.rglob("*"))) if machine.state.exists() else 0,
-        "logs": len(list(machine.logs.rglob("*"))) if machine.logs.exists() else 0,
+        "logs": len(list(machine.logs.glob("*.log"))),  # of the records of operations the newest are kept
         "cgroups": cgroups,
         "containers": len(machine.containers()),
     }

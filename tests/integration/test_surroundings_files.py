@@ -25,6 +25,12 @@ def test_a_deleted_file_above_the_configured_limit_is_refused_with_what_to_set(m
     found = machine.grit("diagnose").ok().out
     assert "1. ghost-file: " in found, found
     assert re.search(r"-dump\.log:\d+: \(.*ghost", found)
+    (log,) = machine.logs.iterdir()
+    (machine.path / "work").mkdir()
+    (machine.path / "work/dump.log").write_bytes(log.read_bytes())
+    container = log.name.removesuffix("-dump.log").partition("Z-")[2]
+    for words in ([container], [str(machine.path / "work")], ["--images", str(machine.path), str(log)]):
+        assert "1. ghost-file: " in machine.grit("diagnose", *words).ok().out, words
 
 
 def test_the_configured_timeout_reaches_criu_and_not_its_ten_seconds(machine: Machine) -> None:

@@ -1,5 +1,8 @@
 """What a log says went wrong, and how sure that is: lines of CRIU's in logs that are made up, real ones where noted."""
 
+import fcntl
+import json
+import os
 import random
 import re
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 
 from grit_runtime.criu import causes, hints
-from grit_runtime.diagnosis import output, read
+from grit_runtime.diagnosis import calls, output, read
 from grit_runtime.diagnosis.judge import CERTAIN, LIKELY, NOTHING, UNKNOWN, judge
 from grit_runtime.errors import UsageError
 
@@ -46,6 +49,8 @@ LINES = {
     "lsm-profile": "pie: 1: Error (criu/pie/restorer.c:196): can't write lsm profile -2",
     "pid-taken": "Error (criu/cr-restore.c:1546): Pid 77 do not match expected 12",
     "cpu": "Error (criu/arch/x86/cpu.c:297): cpu: CPU capabilities do not match run time",
+    "no-tmp-on-read-only-root": "1: Error (criu/mount.c:2955): mnt: Can't create a temporary "
+    "directory: Read-only file system",  # (real)
     "no-space": "Error (criu/image.c:400): Can't write image: No space left on device",
 }
 HEAD = ["Version: 4.2.1 (gitid 0)", "Running on node", "Error (criu/util.c:1466): Can't setup RLIMIT_NOFILE for self"]
@@ -116,6 +121,12 @@ def test_a_success_is_no_failure_whatever_was_tried_in_vain() -> None:
     assert judge(tried).verdict == NOTHING
 
 
+def test_a_dump_of_a_read_only_rootfs_only_warns_of_it() -> None:
+    warns = "Warn  (criu/mount.c:1267): mnt: Can't create a temporary directory: Read-only file system"  # (real)
+    found = judge(_log(warns, LINES["no-space"], end="Error (criu/cr-dump.c:1): Dumping FAILED."))
+    assert [finding.cause.id for finding in found.findings] == ["no-space"]
+
+
 def test_a_mount_is_named_by_its_path() -> None:
     found = judge(_log(LINES["mount-not-mapped"]), mounts={2054: "/usr/bin/nvidia-smi"})
     assert "mount 2054 is /usr/bin/nvidia-smi" in found.notes
@@ -132,7 +143,7 @@ def test_hints_are_those_of_the_table(tmp_path: Path) -> None:
         assert hints.find(str(log)) == ("" if cause.any_level else cause.todo)
 
 
-def test_logs_are_found_and_read_within_bounds(tmp_path: Path) -> None:
+def test_logs_are_found_and_read_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, work = tmp_path / "logs", tmp_path / "work"
     kept.mkdir(), work.mkdir()
     (kept / "20261125T000000Z-abc-restore.log").write_text("x")
@@ -140,6 +151,9 @@ def test_logs_are_found_and_read_within_bounds(tmp_path: Path) -> None:
     config: Any = SimpleNamespace(log_dir=str(kept))
     assert read.logs(config, "") == read.logs(config, "abc") == [str(kept / "20261125T000000Z-abc-restore.log")]
     assert read.logs(config, str(work)) == [str(work / "dump.log")]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "abc").mkdir()
+    assert read.logs(config, "abc") == [str(kept / "20261125T000000Z-abc-restore.log")]
     with pytest.raises(UsageError, match="no log of 'nobody'"):
         read.logs(config, "nobody")
     log = read.read(str(work / "dump.log"))
@@ -148,3 +162,61 @@ def test_logs_are_found_and_read_within_bounds(tmp_path: Path) -> None:
     assert "\x1b" not in log.lines[0]
     with pytest.raises(OSError, match="it is no file"):
         read.read("/dev/null")
+
+
+def _config(tmp_path: Path) -> Any:
+    return SimpleNamespace(log_dir=str(tmp_path / "logs"), state_dir=str(tmp_path / "state"))
+
+
+def test_a_call_that_never_ran_criu_is_told_by_its_error_line(tmp_path: Path) -> None:
+    records = tmp_path / "logs/operations"
+    records.mkdir(parents=True)
+    said = {"operation": "restore", "container": "abc", "error": "mount /data is \x1b[2J missing (nothing was touched)"}
+    (records / "20261125T000002Z-abc-restore.json").write_text(json.dumps(said))
+    (records / "20261125T000003Z-abc-restore.json").write_text(json.dumps({**said, "error": "", "outcome": "ok"}))
+    for number, torn in enumerate(("{", "[]", "7", json.dumps({"error": ["x"]}), "\x00")):
+        (records / f"20261125T00000{number}Z-torn.json").write_text(torn)
+    (found,) = calls.left(_config(tmp_path), "ab")
+    assert (found.id, found.container, found.operation) == (calls.REFUSED, "abc", "restore")
+    assert "mount /data is" in calls.render([found])
+    assert "\x1b" not in calls.render([found])
+    assert calls.left(_config(tmp_path), "other") == []
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_killed_call_is_told_by_its_journal(tmp_path: Path, held: bool) -> None:
+    place = tmp_path / "state/run-runc/abc"
+    place.mkdir(parents=True)
+    header = {"header": {"operation": "restore", "container": "abc"}}
+    effect = {"effect": "make-tree", "n": 1, "args": {"path": "/x"}}
+    (place / "journal").write_text("".join(f"{json.dumps(entry)}\n" for entry in (header, effect)))
+    waits = tmp_path / "state/run-runc/abd"
+    waits.mkdir()
+    (waits / "journal").write_text(f'{json.dumps(header)}\n{{"phase":"created"}}\n')
+    fd = os.open(place, os.O_RDONLY)
+    if held:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    (found,) = calls.left(_config(tmp_path), "")
+    os.close(fd)
+    assert (found.id, found.container) == (calls.BUSY if held else calls.KILLED, "abc")
+    (place / "journal").write_text("not JSON\n")
+    assert "is damaged" in calls.left(_config(tmp_path), "abc")[0].said
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"level":"error","msg":"it is missing","time":"x"}', 'time="x" level=error msg="it is missing"'],
+)
+def test_the_runtimes_own_log_is_read(line: str) -> None:
+    found = calls.of_lines("/run/log.json", ["something", line, ""])
+    assert found is not None
+    assert found.said.strip('"') == "it is missing"
+    assert calls.of_lines("/x", ["nothing of the kind"]) is None
+
+
+def test_an_error_line_leads_to_the_log_that_it_names(tmp_path: Path) -> None:
+    log = tmp_path / "20261125T000000Z-abc-restore.log"
+    line = f"cannot restore (CRIU's log: {log} (`grit-runtime diagnose` reads it))"
+    assert read.named(line) == []
+    log.touch()
+    assert read.named(line) == [str(log)]

@@ -1,8 +1,8 @@
-"""Memory of stopped processes, filled by many threads from pages images, whose checksums are compared on the way."""
+"""Memory of stopped processes, filled by many workers from pages images, whose checksums are compared on the way."""
 
 import errno
+import functools
 import os
-import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Memory(Protocol):
         """Copy memory of ours there. Raises OSError."""
 
 
-# How far ahead of the threads the kernel is asked to read a file that isn't in memory yet: their reads, side by side in
+# How far ahead of the workers the kernel is asked to read a file that isn't in memory yet: their reads, side by side in
 # one file, look random to it.
 _AHEAD = 8 * digest.CHUNK
 
@@ -84,20 +84,17 @@ def fill(images: Sequence[Image], workers: int) -> int:
             for image, fd in opened
             for number, (start, end) in enumerate(digest.chunks(image.size))
         ]
-        return sum(pool.each(lambda job: _chunk(*job), jobs, workers))
+        count = pool.fitting(workers, sum(image.size for image, _ in opened))
+        return sum(pool.each(lambda job: _chunk(*job), jobs, count))
     finally:
         for _, fd in opened:
             os.close(fd)
 
 
-_own = threading.local()
-
-
+@functools.cache
 def _buffer() -> vm.Buffer:
-    buffer: vm.Buffer | None = getattr(_own, "buffer", None)
-    if buffer is None:
-        buffer = _own.buffer = vm.Buffer(digest.STEP)
-    return buffer
+    """A worker's own: it has one job at a time."""
+    return vm.Buffer(digest.STEP)
 
 
 def _chunk(runs: "_Runs", image: Image, fd: int, number: int, start: int, end: int) -> int:

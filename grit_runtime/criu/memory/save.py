@@ -1,16 +1,16 @@
-"""Pages images, written by many threads from the memory of frozen processes."""
+"""Pages images, written by many workers from the memory of frozen processes."""
 
 import ctypes
 import mmap
 import os
-import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from grit_runtime.criu.memory import sink as sinking
 from grit_runtime.criu.pagemap import PAGE, Pagemap, Run
-from grit_runtime.host import digest, extents, pool, vm
+from grit_runtime.host import digest, pool, vm
 
 
 class Memory(Protocol):
@@ -82,7 +82,7 @@ def save(images: Sequence[Image], workers: int) -> dict[str, list[str]]:
     Raises:
         OSError: memory couldn't be read, or a file not be written.
     """
-    sinks = [_sink(image) for image in images]
+    sinks = [sinking.create(image.path, image.pagemap.size) for image in images]
     try:
         jobs = [
             (image, sink, start, end)
@@ -90,7 +90,8 @@ def save(images: Sequence[Image], workers: int) -> dict[str, list[str]]:
             for start, end in digest.chunks(image.pagemap.size)
         ]
         runs = {image.path: _Runs(image.pagemap.runs()) for image in images}
-        values = pool.each(lambda job: _chunk(job[0], runs[job[0].path], job[1], job[2], job[3]), jobs, workers)
+        count = pool.fitting(workers, sum(image.pagemap.size for image in images))
+        values = pool.each(lambda job: _chunk(job[0], runs[job[0].path], job[1], job[2], job[3]), jobs, count)
     finally:
         for sink in sinks:
             sink.close()
@@ -100,8 +101,9 @@ def save(images: Sequence[Image], workers: int) -> dict[str, list[str]]:
     return found
 
 
-def _chunk(image: Image, runs: "_Runs", sink: "_Sink", start: int, end: int) -> str:
+def _chunk(image: Image, runs: "_Runs", sink: sinking.Sink, start: int, end: int) -> str:
     made = digest.Digest()
+    sink.begin(start, end - start)
     for offset, size in digest.steps(start, end):
         address = sink.place(offset)
         image.memory.read(runs.pieces(offset, size), address)
@@ -110,6 +112,7 @@ def _chunk(image: Image, runs: "_Runs", sink: "_Sink", start: int, end: int) -> 
             continue
         made.add(offset, address, size)
         sink.store(offset, size)
+    sink.end()
     return made.value()
 
 
@@ -130,76 +133,3 @@ class _Runs:
             found.append((run.address + skipped, length))
             offset, size, number = offset + length, size - length, number + 1
         return found
-
-
-class _Sink(Protocol):
-    """Where the bytes of a file go: they are put at a place in our memory, and stored from there."""
-
-    def place(self, offset: int) -> int: ...
-    def store(self, offset: int, size: int) -> None: ...
-    def leave_hole(self, offset: int, size: int) -> None: ...
-    def close(self) -> None: ...
-
-
-def _sink(image: Image) -> _Sink:
-    size = image.pagemap.size
-    fd = os.open(image.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        if size and extents.is_tmpfs(fd):
-            os.ftruncate(fd, size)
-            return _Mapped(fd, size)
-        if size:
-            extents.preallocate(fd, size)  # a full disk shows now
-        return _Written(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-class _Mapped:
-    """On tmpfs a write takes the file's lock, so that threads wait for each other; pages of a mapping don't. A file
-    system that is full shows as EFAULT of the kernel's copy.
-    """
-
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd, self._map = fd, mmap.mmap(fd, size)
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-
-    def place(self, offset: int) -> int:
-        return self._address + offset
-
-    def store(self, offset: int, size: int) -> None:
-        """It is there."""
-
-    def leave_hole(self, offset: int, size: int) -> None:
-        extents.punch_hole(self._fd, offset, size)
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-class _Written:
-    """A file of a disk; each thread has one buffer."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd, self._own = fd, threading.local()
-
-    def place(self, _: int) -> int:
-        return self._buffer().address
-
-    def store(self, offset: int, size: int) -> None:
-        view, done = self._buffer().view, 0
-        while done < size:
-            done += os.pwrite(self._fd, view[done:size], offset + done)
-
-    def leave_hole(self, offset: int, size: int) -> None:
-        extents.punch_hole(self._fd, offset, size)
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-    def _buffer(self) -> vm.Buffer:
-        buffer: vm.Buffer | None = getattr(self._own, "buffer", None)
-        if buffer is None:
-            buffer = self._own.buffer = vm.Buffer(digest.STEP)
-        return buffer

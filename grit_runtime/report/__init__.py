@@ -1,0 +1,1 @@
+"""Where the time of a checkpoint or a restore went (docs/report.md)."""
