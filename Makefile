@@ -10,7 +10,7 @@ VENV := build/venv
 BUILT := $(CURDIR)/build/prefix
 SOURCES := $(shell find grit_runtime -name '*.py' -o -name '*.json' -o -name py.typed) launcher/boot.py launcher/grit-runtime.c $(wildcard hooks/* hooks/hooks.d/*) setup.cfg pyproject.toml $(wildcard docs/man/*.1)
 
-.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak e2e-cluster crds docs recording clean
+.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak fuzz e2e-cluster crds docs recording clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,16 @@ bench: deps build ## what we cost, side by side with runc in one run; figures an
 LOAD ?= 10
 soak: deps build ## load, cycles and hostile input, LOAD (10) times as much as make test does
 	GRIT_TEST_LOAD=$(LOAD) $(VENV)/bin/pytest --timeout 3600 tests/integration/test_load.py tests/unit/test_hostile_input.py
+
+# Each of the targets (tests/fuzz/targets.py) for so many seconds, with atheris, from the seeds in tests/data/seeds.
+FUZZ_SECONDS ?= 60
+TARGETS ?= argv pagemap raw rewrite images
+fuzz: deps build ## fuzz the readers of images and of command lines by coverage, FUZZ_SECONDS (60) for each
+	@$(VENV)/bin/python -c 'import atheris' 2>/dev/null || $(VENV)/bin/python -m pip install -q \
+		"$$($(PYTHON) -c 'import configparser as c; p = c.ConfigParser(interpolation=None); p.read("setup.cfg"); print(p["options.extras_require"]["fuzz"].strip())')"
+	@for target in $(TARGETS); do echo "fuzz: $$target"; \
+		$(VENV)/bin/python -m tests.fuzz.run "$$target" $(FUZZ_SECONDS) 2>&1 | tail -n 12 || exit; \
+		! ls build/fuzz/$$target/crash-* build/fuzz/$$target/timeout-* 2>/dev/null || exit 1; done
 
 e2e-cluster: ## on a node of a real cluster: capture, delete and restore a pod; KUBECONFIG=FILE (docs/kubernetes.md)
 	@test -n "$(KUBECONFIG)" || { echo "say KUBECONFIG=FILE" >&2; exit 1; }

@@ -20,7 +20,7 @@ from grit_runtime.host import pool
 from grit_runtime.host.workspace import remove_if_empty
 from grit_runtime.inspection import difference, gather, text, words
 from grit_runtime.oci.argv import Invocation
-from grit_runtime.workflow import recorded, register
+from grit_runtime.workflow import interrupted, recorded, register
 from grit_runtime.workflow import recover as recovery
 
 
@@ -52,7 +52,7 @@ def _commands() -> None:
 @click.option("--container", default="", metavar="ID", help="Only of this container, below whatever --root it is.")
 @click.pass_obj
 def recover(config: Config, container: str) -> int:
-    """Undo what killed calls left, of every container.
+    """Undo what killed calls and reboots left, of every container.
 
     The next call for a container does the same by itself; this is for containers that nobody calls for any more.
 
@@ -71,6 +71,13 @@ def recover(config: Config, container: str) -> int:
         except GritError as err:
             outcome, failed = str(err), 1
         click.echo(f"{found}: {outcome}")
+    if not container:
+        try:
+            for line in interrupted.sweep(config.checkpoint_roots, config.archive.unpack_dir, config.state_dir):
+                click.echo(line)
+        except OSError as err:
+            click.echo(f"what a reboot left could not be put right: {err}")
+            failed = 1
     for path in recovery.roots(config.state_dir):
         remove_if_empty(path)
     recorded.prune(config.state_dir)

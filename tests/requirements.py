@@ -3,6 +3,7 @@
 In CI (`CI` is set) a missing requirement is a failure, not a skip; the GPU aside.
 """
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -59,6 +60,17 @@ def _module(name: str) -> Callable[[], str | None]:
     return lambda: None if importlib.util.find_spec(name) else f"no Python package {name}: `make deps`"
 
 
+def _library(name: str) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            return f"no {name}"
+        return None
+
+    return missing
+
+
 def _criu() -> str | None:
     if shutil.which("criu") is None:
         return "criu is not in PATH"
@@ -100,6 +112,8 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "openssl": _program("openssl"),
     "mandoc": _program("mandoc"),
     "cc": _program("cc"),
+    "strace": _program("strace"),
+    "libseccomp": _library("libseccomp.so.2"),
     "zstd": _program("zstd"),
     "busybox": _program("busybox"),
     "runtime": lambda: None if RUNTIME.exists() else f"{RUNTIME} is not built: `make build`",

@@ -212,6 +212,16 @@ class Containerd:
             self._process.terminate()
             self._process.wait(10)
 
+    def crash(self, after: Callable[[], bool]) -> None:
+        """Stop containerd where it is, and kill it once something is so that its shims go on to."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            wait("its shims go on", after)
+        finally:
+            self._process.kill()
+            self._process.wait(10)
+
     def remove_all(self) -> None:
         """Remove every container."""
         for container in self.ctr("containers", "ls", "--quiet").split():

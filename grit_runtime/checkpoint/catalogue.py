@@ -72,6 +72,23 @@ def _of_root(root: str) -> Iterator[Entry]:
                         yield made
 
 
+def unfinished(root: str) -> Iterator[tuple[str, int]]:
+    """The directories of images in which a dump was begun and has not ended, by path and descriptor."""
+    for namespace, in_root in directories(root, None):
+        for name, in_namespace in directories(namespace, in_root):
+            for entry, in_name in directories(name, in_namespace):
+                with opened(entry, in_name) as directory:
+                    if directory is not None:
+                        yield from _unfinished(os.path.join(root, namespace, name, entry), directory)
+
+
+def _unfinished(path: str, directory: int) -> Iterator[tuple[str, int]]:
+    inner = "." if os.path.basename(path) == names.IMAGES_DIR else names.IMAGES_DIR
+    with opened(inner, directory) as images:
+        if images is not None and names.PARTIAL in os.listdir(images):
+            yield os.path.normpath(os.path.join(path, inner)), images
+
+
 def directories(path: str, above: int | None) -> Iterator[tuple[str, int]]:
     """The names in a directory below `above`, with its descriptor; what they are is found when they are opened."""
     with opened(path, above) as folder:

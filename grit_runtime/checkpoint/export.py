@@ -8,6 +8,7 @@ import tarfile
 from grit_runtime import names
 from grit_runtime.checkpoint import archive, kinds, manifest
 from grit_runtime.errors import CheckpointError
+from grit_runtime.host import files
 
 
 def export(images: str, target: str) -> None:
@@ -25,6 +26,7 @@ def export(images: str, target: str) -> None:
     try:
         _write(images, found, temporary)
         os.link(temporary, target)  # which, unlike rename(2), replaces nothing
+        files.sync_directory(os.path.dirname(target))
     except OSError as err:
         raise CheckpointError(f"cannot write {target}: {err.strerror}") from None
     finally:

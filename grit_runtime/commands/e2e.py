@@ -90,7 +90,8 @@ def command(
         from grit_runtime.e2e import node as nodes
         from grit_runtime.workflow import register
 
-        place, program = common.absolute(directory), common.absolute(runtime) if runtime else register.launcher()
+        place = common.absolute(directory)
+        program = common.absolute(runtime) if runtime else register.launcher("--runtime")
         _require_able(place, 0 if clean else memory)
         found = nodes.leftovers(place)
         if clean:

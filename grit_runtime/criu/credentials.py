@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grit_runtime.criu import images
@@ -32,6 +32,10 @@ class Credentials:
     no_new_privileges: bool
     seccomp: int
     lsm: str
+    filter: int | None = None
+    """The number of its last seccomp filter (`criu.filters`)."""
+    rlimits: tuple[int, ...] = ()
+    """The hard limits, by their numbers (bits/resource.h); all bits for none."""
 
 
 def read(decoded: Images) -> tuple[Credentials, ...]:
@@ -77,12 +81,12 @@ def of_the_host(decoded: Images) -> dict[str, int]:
 def _all_but_pid(made: Credentials) -> tuple[Any, ...]:
     return (
         made.users, made.groups, made.supplementary, made.capabilities, made.bounding, made.no_new_privileges,
-        made.seccomp, made.lsm,
+        made.seccomp, made.lsm, made.filter, made.rlimits,
     )  # fmt: skip
 
 
 def _of_process(path: str, pid: int, threads: Iterable[int], present: frozenset[str]) -> list[Credentials]:
-    found, inherited = [], 0
+    found, inherited, older = list[Credentials](), 0, 0
     for thread in dict.fromkeys((pid, *threads)):
         name = f"core-{thread}.img"
         if name not in present:
@@ -90,10 +94,17 @@ def _of_process(path: str, pid: int, threads: Iterable[int], present: frozenset[
         core = images.first(path, name, "CORE")
         if thread == pid:
             inherited = int(core.tc.old_seccomp_mode)  # before CRIU 3.13 a process' threads had one in common
+            older = int(core.tc.old_seccomp_filter)
         if not core.HasField("thread_core") or not core.thread_core.HasField("creds"):
             raise CheckpointError(f"image {os.path.join(path, name)} is damaged: it has no credentials")
         own = core.thread_core
-        found.append(_made(pid, own.creds, int(own.seccomp_mode) if own.HasField("seccomp_mode") else inherited))
+        mode = int(own.seccomp_mode) if own.HasField("seccomp_mode") else inherited
+        made = _made(pid, own.creds, mode)
+        if mode == SECCOMP_FILTER:
+            made = replace(made, filter=int(own.seccomp_filter) if own.HasField("seccomp_filter") else older)
+        if thread == pid:
+            made = replace(made, rlimits=tuple(int(each.max) for each in core.tc.rlimits.rlimits))
+        found.append(made)
     return found
 
 

@@ -29,6 +29,7 @@ _KINDS = {
     "UTSNS": ("utsns_pb2", "utsns_entry"),
     "FILES": ("fdinfo_pb2", "file_entry"),
     "FDINFO": ("fdinfo_pb2", "fdinfo_entry"),
+    "SECCOMP": ("seccomp_pb2", "seccomp_entry"),
     "REMAP_FPATH": ("remap_file_path_pb2", "remap_file_path_entry"),
 }
 

@@ -36,7 +36,8 @@ def directories(cgroups_path: str, container: str, *, systemd: bool) -> list[str
     for controllers, current in own.items():
         name = controllers.removeprefix("name=")
         anchored = _anchored(inner, current)
-        for directory in {name, *name.split(",")} - {""} if anchored else ():
+        # cgroup v2 beside v1 has no controllers' names; runc knows it there (libcontainer/cgroups, hybridMountpoint).
+        for directory in ({name, *name.split(",")} - {""} or {"unified"}) if anchored else ():
             found.append(os.path.join(MOUNT, directory, anchored))
     return _existing(found)
 

@@ -9,16 +9,19 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
+from grit_runtime.errors import BusyError
 from grit_runtime.host import files
 from grit_runtime.host.transaction import Effect
 
 REGISTRY = ".links"  # below the state directory; no escaped root begins with a dot
 _DIRECTORIES = "directories"  # what we made above links, a JSON list
+_PATIENCE = 10.0  # seconds for the lock
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,21 @@ def _remember(registry: str, directories: list[str]) -> None:
 
 @contextmanager
 def _locked(registry: str) -> Iterator[None]:
-    """Hold the registry's lock; an empty registry goes when it is given up."""
+    """Hold the registry's lock; an empty registry goes when it is given up.
+
+    Raises:
+        BusyError: somebody holds it for much longer than a few calls of the kernel take.
+    """
+    deadline = time.monotonic() + _PATIENCE
     while True:
         os.makedirs(registry, mode=0o700, exist_ok=True)
         fd = os.open(registry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        fcntl.flock(fd, fcntl.LOCK_EX)  # held for a few calls of the kernel, by processes of ours alone
-        if os.path.isdir(registry) and os.stat(registry).st_ino == os.fstat(fd).st_ino:
-            break
+        if _is_locked(fd, deadline):
+            if os.path.isdir(registry) and os.stat(registry).st_ino == os.fstat(fd).st_ino:
+                break
+        elif time.monotonic() >= deadline:
+            os.close(fd)
+            raise BusyError(f"another grit-runtime holds {registry}", hint="is one of them stopped?")
         os.close(fd)  # whoever held it removed it just now
     try:
         yield
@@ -122,3 +133,14 @@ def _locked(registry: str) -> Iterator[None]:
         if not os.listdir(registry):
             os.rmdir(registry)
         os.close(fd)
+
+
+def _is_locked(fd: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.002)

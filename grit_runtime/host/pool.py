@@ -1,5 +1,5 @@
 """Jobs for several processes, forked from this one. Threads would wait for each other at Python's lock, which each
-takes some ten times for every MiB that it moves: 16 of them were no faster than 4 (docs/memory.md).
+takes some ten times for every MiB that it moves: 4 filled 4.8 GiB/s where 4 processes fill 7.5 (docs/benchmarks.md).
 """
 
 import errno
@@ -7,6 +7,7 @@ import marshal
 import os
 import select
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -38,14 +39,15 @@ def each(do: Callable[[Job], Done], jobs: Sequence[Job], count: int) -> list[Don
     A worker has what we have: memory as of now, descriptors. What it changes in memory of its own is lost but for the
     result, which must be made of `str`, `bytes`, numbers, and lists and tuples of these. No worker is left when this
     returns or raises, also after a signal; killed with us, they end at once. Where no more processes are to be had
-    (pids.max), those that there are do it, or we ourselves.
+    (pids.max), those that there are do it, or we ourselves; and beside other threads, whose locks a forked process
+    would find taken for ever, we ourselves do.
 
     Raises:
         OSError: a worker was ended by a signal (ECHILD).
         BaseException: the first that a job raised; jobs that weren't begun by then are left.
     """
     count = min(count, len(jobs))
-    if count < 2:
+    if count < 2 or threading.active_count() > 1:
         return [do(job) for job in jobs]
     numbers, feed = os.pipe()
     opened = [numbers, feed]

@@ -27,6 +27,7 @@ from grit_runtime.workflow import (
     describe,
     dump,
     external,
+    interrupted,
     linkremap,
     memorysave,
     operations,
@@ -139,7 +140,7 @@ def _hold(held: Held) -> None:
         from grit_runtime.checkpoint import signature
 
         signature.require_key(context.config.trust.signing_key)
-    _prepare(transaction, held.request, _partial(held.request))
+    _prepare(transaction, held.request, _partial(held.request), sync=context.config.fsync)
     mark, begun = context.record.mark, time.monotonic()
     mark("cuda")
     held.cuda = _suspend(
@@ -236,20 +237,26 @@ def _wrong_state(context: Context, status: str) -> CaptureError:
     return CaptureError(f"container {context.container} cannot be checkpointed in {status} state")
 
 
-def _prepare(transaction: Transaction, request: Request, partial: str) -> None:
+def _prepare(transaction: Transaction, request: Request, partial: str, *, sync: bool) -> None:
+    interrupted.settle(request.images)
     if os.path.lexists(partial):
         raise CaptureError(
             f"{partial} exists: another checkpoint into this directory was begun",
             hint="`grit-runtime recover`, or remove it",
         )
     try:
+        made: list[effects.MakeDirectory | effects.MakeShared | effects.MakeTree] = []
         if request.staging:
-            for effect in effects.missing_directories(os.path.dirname(request.staging)):
-                transaction.do(effect)
-            transaction.do(effects.MakeShared(request.staging))
-        for effect in effects.missing_directories(request.images):
+            made += effects.missing_directories(os.path.dirname(request.staging))
+            made.append(effects.MakeShared(request.staging))
+        inner = [one for one in effects.missing_directories(request.images) if one.path not in {e.path for e in made}]
+        for effect in (*made, *inner, effects.MakeTree(partial)):
             transaction.do(effect)
-        transaction.do(effects.MakeTree(partial))
+            if sync:
+                files.sync_directory(os.path.dirname(effect.path))
+        interrupted.mark(partial)
+        if sync:
+            files.sync_directory(partial)
     except OSError as err:
         raise CaptureError(f"cannot write the checkpoint to {request.images}: {err.strerror}") from None
 

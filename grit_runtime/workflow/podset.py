@@ -68,12 +68,17 @@ def _target(asked: Sequence[Capture]) -> str:
 
 
 def _sweep(folder: str, state_dir: str) -> None:
-    """Remove what captures left that nothing knows any more: the node went down, and the journals with it."""
+    """Remove what captures left that nothing knows any more: this machine went down, and the journals with it. Another
+    one may be writing to the same storage.
+    """
+    machine, boot = _writer()
+    if not machine:
+        return
     try:
-        found = [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith(HIDDEN)]
-        used = prune.in_use(state_dir) if found else []
-        for path in found:
-            if not any(f"{other}/".startswith(f"{path}/") for other in used):
+        mine = [name for name in os.listdir(folder) if name.startswith(HIDDEN) and f"-{machine}-" in name]
+        used = prune.in_use(state_dir) if mine else []
+        for path in (os.path.join(folder, name) for name in mine):
+            if f"-{machine}-{boot}-" not in path or not any(f"{other}/".startswith(f"{path}/") for other in used):
                 files.remove_tree(path)
     except (OSError, CheckpointError):
         return  # it takes room; the next one tries again
@@ -86,7 +91,15 @@ def inside(asked: Sequence[Capture], images: str) -> str:
 
 
 def _hidden(target: str) -> str:
-    return os.path.join(os.path.dirname(target), f"{HIDDEN}{os.path.basename(target)}-{os.getpid()}")
+    machine, boot = _writer()
+    name = f"{HIDDEN}{os.path.basename(target)}-{machine}-{boot}-{os.getpid()}"
+    return os.path.join(os.path.dirname(target), name)
+
+
+def _writer() -> tuple[str, str]:
+    """This machine, empty if it isn't known, and this boot of it; short, for a name."""
+    machine, boot = (files.read_text(path).strip() for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"))
+    return machine[:12], boot[:8]
 
 
 def _take(asked: Sequence[Capture], target: str, ends: Callable[[], bool]) -> None:

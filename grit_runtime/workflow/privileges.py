@@ -47,7 +47,7 @@ def problems(
     texts = []
     for each in found:
         wrong = [
-            *_capabilities(bundle, each), *_ids(bundle, each), *_confinement(bundle, each),
+            *_capabilities(bundle, each), *_ids(bundle, each), *_confinement(bundle, each), *_limits(bundle, each),
             *([] if lsm else _lsm(bundle, each)),
         ]  # fmt: skip
         texts += [f"process {each.pid} of the checkpoint {text}" for text in wrong]
@@ -115,6 +115,31 @@ def _confinement(bundle: Bundle, found: Credentials) -> list[str]:
     return texts
 
 
+# asm-generic/resource.h, by their numbers
+_RLIMITS = tuple(
+    f"RLIMIT_{name}"
+    for name in (
+        "CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS", "LOCKS", "SIGPENDING",
+        "MSGQUEUE", "NICE", "RTPRIO", "RTTIME",
+    )
+)  # fmt: skip
+
+
+def _limits(bundle: Bundle, found: Credentials) -> list[str]:
+    """Hard limits that config.json sets. With CAP_SYS_RESOURCE a container sets them as it likes; what config.json does
+    not name, a container of it would have of whoever starts it.
+    """
+    if grants(bundle, "CAP_SYS_RESOURCE"):
+        return []
+    texts = []
+    wanted = {str(each.get("type")): each.get("hard") for each in bundle.objects("process", "rlimits")}
+    for name, limit in zip(_RLIMITS, found.rlimits, strict=False):
+        most = wanted.get(name)
+        if isinstance(most, int) and limit > most & 0xFFFFFFFFFFFFFFFF:
+            texts.append(f"has {name} of {limit}, and the new container {most}")
+    return texts
+
+
 def _lsm(bundle: Bundle, found: Credentials) -> list[str]:
     process = bundle.section("process")
     wanted = str(process.get("selinuxLabel") or process.get("apparmorProfile") or "")
@@ -142,6 +167,15 @@ def _profile(bundle: Bundle, old: Mapping[str, Any] | None) -> list[str]:
         return []
     what = "whatever it does not name" if more == ["*"] else _listed(more)
     return [f"the checkpoint's seccomp profile allows {what}, and the new container's does not"]
+
+
+def of_filter(beyond: list[str] | None) -> str:
+    """What is wrong with a seccomp filter of the images, by what it lets through (`workflow.filters`)."""
+    if beyond is None:
+        return "a seccomp filter of the checkpoint cannot be compared with the new container's profile"
+    return (
+        f"a seccomp filter of the checkpoint lets {_listed(beyond)} through, and the new container's profile does not"
+    )
 
 
 def _named(bits: int) -> str:

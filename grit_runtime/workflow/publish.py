@@ -92,10 +92,12 @@ def publish(images: str) -> None:
         return
     if os.path.lexists(os.path.join(partial, names.MANIFEST)):
         _remove_older(images)
-        for name in sorted(set(os.listdir(partial)) - {names.MANIFEST}):
+        for name in sorted(set(os.listdir(partial)) - {names.MANIFEST, names.WRITER}):
             _move_up(partial, images, name)
         files.sync_directory(images)
         os.rename(os.path.join(partial, names.MANIFEST), os.path.join(images, names.MANIFEST))
+        files.sync_directory(images)  # before `.grit-partial` may be gone: without both it would look like plain images
+    files.unlink_if_there(os.path.join(partial, names.WRITER))
     os.rmdir(partial)
     files.sync_directory(images)
 
@@ -110,6 +112,7 @@ def _remove_older(images: str) -> None:
         os.unlink(os.path.join(images, names.MANIFEST))
     except FileNotFoundError:
         return
+    files.sync_directory(images)  # or a power loss could leave the old manifest beside new files
     files.unlink_if_there(os.path.join(images, names.SIGNATURE))
     for name in listed.sizes if listed else ():
         if "/" not in name:

@@ -141,13 +141,17 @@ def _foreign(plan: Plan, there: str | None, engine: Engine) -> list[str]:
     return [] if whose is Whose.OURS else [f"{plan.path} is {whose.value}: move it away first"]
 
 
-def launcher() -> str:
-    """The launcher that lies beside this package (tools/install), or the one in PATH."""
+def launcher(option: str = "--binary") -> str:
+    """The launcher that lies beside this package (tools/install), or the one in PATH.
+
+    Args:
+        option: by which it can be named instead.
+    """
     library = os.path.dirname(os.path.dirname(os.path.abspath(grit_runtime.__file__)))
     beside = os.path.normpath(os.path.join(library, "../../bin/grit-runtime"))
     found = beside if os.access(beside, os.X_OK) else shutil.which("grit-runtime")
     if found is None:
-        raise UsageError("the launcher is not beside this package, nor in PATH", hint="name it by --binary")
+        raise UsageError("the launcher is not beside this package, nor in PATH", hint=f"name it by {option}")
     return os.path.abspath(found)
 
 

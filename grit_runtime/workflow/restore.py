@@ -17,7 +17,7 @@ from grit_runtime import names
 from grit_runtime.criu import hints, images, logs, stage
 from grit_runtime.downstream import relay
 from grit_runtime.errors import RestoreError
-from grit_runtime.host import effects, files, proc, remount, run
+from grit_runtime.host import effects, files, oom, proc, remount, run
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.host.workspace import Workspace, open_workspace
 from grit_runtime.workflow import contents, intended, operations, recover, verify
@@ -214,6 +214,9 @@ def _verify(context: Context, request: Request, prepared: Prepared, pid: int) ->
     verify.restored(context.container, request.bundle, pids, pid, alive, processes[0].pid)
     if request.bundle.section("root").get("readonly"):
         remount.make_root_read_only(pid)  # CRIU restores the flags of the root mount since 4.2
+    score = request.bundle.section("process").get("oomScoreAdj")
+    if isinstance(score, int):
+        oom.raise_to(score, pids)  # CRIU gives back the one that was in the images
     return pids
 
 

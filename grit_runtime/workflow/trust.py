@@ -13,11 +13,12 @@ from grit_runtime.checkpoint.manifest import Manifest
 from grit_runtime.criu import credentials
 from grit_runtime.criu.images import Images
 from grit_runtime.oci.bundle import Bundle
-from grit_runtime.workflow import grants, privileges
+from grit_runtime.workflow import grants, privileges, seccomp
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.mounts import MountStep, Offer
 
 _ANY = "*"
+_MOST_CHAINS = 64  # of seccomp filters; each takes some 60 ms
 
 
 class Asked(Protocol):
@@ -84,14 +85,36 @@ def _excesses(
 ) -> list[str]:
     """What the images bring and the new config.json doesn't grant."""
     bundle = request.bundle
+    threads = credentials.read(decoded)
     paths = {*bundle.strings("linux", "maskedPaths"), *bundle.strings("linux", "readonlyPaths")}
     there = filter(os.path.exists, paths - grants.covered_before(old))
     return [
-        *privileges.problems(
-            bundle, credentials.read(decoded), credentials.of_the_host(decoded), old, _lsm_profile(request.flags)
-        ),
+        *privileges.problems(bundle, threads, credentials.of_the_host(decoded), old, _lsm_profile(request.flags)),
+        *_filters(bundle, decoded, threads),
         *grants.problems(bundle, decoded, steps, offer, context.config.trust.host_mounts, there),
     ]
+
+
+def _filters(bundle: Bundle, decoded: Images, threads: Iterable[credentials.Credentials]) -> list[str]:
+    """What the seccomp programs in the images let through, and the new container's profile does not."""
+    profile = bundle.section("linux", "seccomp")
+    wanted = dict.fromkeys(each.filter for each in threads if each.filter is not None)
+    if not wanted or not seccomp.is_confining(profile):
+        return []
+    from grit_runtime.criu import filters as programs
+    from grit_runtime.host import syscalls
+    from grit_runtime.workflow import filters
+
+    numbers = syscalls.library()
+    if len(wanted) > _MOST_CHAINS:
+        return [f"{privileges.of_filter(None)}: threads have more than {_MOST_CHAINS} different ones"]
+    if numbers is None:
+        return [f"{privileges.of_filter(None)}: there is no libseccomp.so.2 here"]
+    read, texts = programs.read(decoded.path, decoded.files), []
+    for number in wanted:
+        beyond = filters.allowed_beyond(read.chain(number), profile, os.uname().machine, numbers)
+        texts += [privileges.of_filter(beyond)] if beyond != [] else []
+    return list(dict.fromkeys(texts))
 
 
 def spec_of(manifest: Manifest | None) -> Mapping[str, Any] | None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,35 @@ def test_a_runtime_killed_while_it_dumps_costs_nothing(containerd: Containerd) -
     containerd.ctr("task", "exec", "--exec-id", "b", pod.container, "/bin/true")
     _counts(pod)
     assert not images.exists() or (images / "grit.json").exists()
+
+
+@pytest.mark.parametrize("then", ["start", "delete"])
+def test_a_containerd_restarted_between_create_and_start(containerd: Containerd, then: str) -> None:
+    """The restored container waits for whoever asks for it next: it is started, or deleted and leaves nothing."""
+    old = _started(containerd)
+    containerd.checkpoint(old, f"restarted-{then}", stop=True)
+    last = _gone(containerd, old)
+    new = Pod(base=containerd.base, name="new")
+    named = {"grit.dev/restore-name": f"restarted-{then}"}
+    containerd.run_sandbox(new, **named)
+    with ThreadPoolExecutor(1) as beside:
+        asked = beside.submit(containerd.run_app, new, **named)
+        wait("the restore begins", lambda: bool(_journals(containerd)))
+        containerd.crash(after=lambda: any('"phase":"created"' in path.read_text() for path in _journals(containerd)))
+        assert isinstance(asked.exception(), Failed)
+    containerd.serve()
+    assert containerd.status(new.container) == "CREATED"
+    assert new.lines() == []
+    if then == "start":
+        argv = [str(containerd.runtime), "--root", containerd.runc_root, "start", new.container]
+        subprocess.run(argv, env=containerd.environment(), check=True)
+        _counts(new)
+        assert new.lines()[0] == last + 1
+    containerd.delete(new.container)
+    assert _journals(containerd) == []
+    another = Pod(base=containerd.base, name="another")
+    containerd.start_pod(another, restore_name=f"restarted-{then}")
+    _counts(another)
 
 
 def _journals(containerd: Containerd) -> list[Path]:

@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.gpu.conftest import PYTHON, GpuMachine, References, lines
+from tests.integration.machine import BOOT
 
 pytestmark = [pytest.mark.needs("root", "runc", "criu", "gpu"), pytest.mark.timeout(300)]
 
@@ -114,6 +116,38 @@ def test_create_holds_everything_back_until_start(gpu: GpuMachine, references: R
     gpu.grit("start", "new").ok()
     gpu.goes_on(new)
     references.check("training", lines(new))
+
+
+def test_what_an_operator_asks(gpu: GpuMachine, references: References) -> None:
+    """`doctor` finds the GPU, `plan` foresees the restore, `report` has both calls."""
+    found = json.loads(gpu.grit("doctor", "--node", "--json").out)
+    checks = {check["id"]: check for check in found["checks"]}
+    for name, check in checks.items():
+        if name.startswith("gpu."):
+            print(name, check["state"], check["found"])
+            assert check["state"] != "fail", check
+    assert checks["gpu.api"]["state"] == "ok"
+    old = gpu.begin("old", "training")
+    images = gpu.capture("old")
+    new = gpu.gpu_bundle("new", "none")
+    for file in old.data.iterdir():
+        (new.data / file.name).write_bytes(file.read_bytes())
+    planned = gpu.grit("plan", "--bundle", str(new.path), "--image-path", str(images)).ok()
+    print(planned.out)
+    assert "CUDA" in planned.out
+    gpu.grit("restore", "-d", "--image-path", str(images), "--bundle", str(new.path), "new").ok()
+    gpu.goes_on(new)
+    references.check("training", lines(new))
+    print(gpu.grit("report", "old").ok().out, gpu.grit("report", "new").ok().out)
+
+
+def test_the_whole_way_by_one_command(gpu: GpuMachine) -> None:
+    program = gpu.path / "grit-runtime"  # the launcher needs a compiler and an installation
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -I {BOOT} "$@"\n')
+    program.chmod(0o755)
+    tried = gpu.grit("e2e", "--runtime", str(program))
+    print(tried.out, tried.err)
+    assert tried.code == 0
 
 
 def test_work_that_does_not_end_leaves_the_container_running(gpu: GpuMachine) -> None:

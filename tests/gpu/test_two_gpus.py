@@ -36,6 +36,12 @@ def _used() -> list[int]:
     return [int(word) for word in _query("memory.used")]
 
 
+def _lingering() -> list[str]:
+    """TCP connections in TIME_WAIT (proc_pid_net(5))."""
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    return [line for table in tables for line in table if line.split()[3] == "06"]
+
+
 def _swapped() -> dict[str, str]:
     first, second = _query("uuid")[:2]
     return {"grit.dev/device-map": f"{first}={second},{second}={first}"}
@@ -156,6 +162,8 @@ def test_nccl_without_shared_memory_goes_on(gpu: GpuMachine) -> None:
     gpu.configure(criu={"dump": {"network-lock": "skip"}, "restore": {"network-lock": "skip"}})
     old = gpu.begin("old", "ddp", gpus=[0, 1], env=(*QUIET, *APART))
     images = gpu.capture("old")
+    # Here they share the host's network, in which the ports of what was ended are taken for a minute.
+    gpu.wait(lambda: not _lingering(), timeout=90)
     new = gpu.bring_back(images, "new", old, gpus=[0, 1])
     gpu.goes_on(new)
     numbers = [int(line.split()[0]) for line in lines(new)]

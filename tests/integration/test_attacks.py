@@ -2,6 +2,7 @@
 checkpoint of a container with more privileges. Each fails if its guard is taken away.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -198,6 +199,67 @@ def test_what_config_json_closes_is_closed_in_the_images(
     new.edit(close)
     _capture(machine, old=old)
     assert said in _refused(machine, new)
+
+
+_ARGUMENTS = [{"index": 0, "op": "SCMP_CMP_EQ", "value": 0}]
+_STRICT: dict[str, Any] = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [
+        {"names": ["mount", "bpf"], "action": "SCMP_ACT_ERRNO"},
+        {"names": ["personality"], "action": "SCMP_ACT_ERRNO", "args": _ARGUMENTS},
+    ],
+}
+
+
+@pytest.mark.needs("libseccomp")
+@pytest.mark.parametrize("own", [True, False], ids=["manifest-edited", "no-manifest"])
+@pytest.mark.parametrize("forbidden", ["bpf", "personality", ""])
+def test_a_seccomp_program_in_the_images_is_no_weaker_than_the_profile(
+    machine: Machine, own: bool, forbidden: str
+) -> None:
+    """Whatever profile the manifest says that it was made of; and images of others say nothing."""
+    lax = {**_STRICT, "syscalls": [r for r in copy.deepcopy(_STRICT["syscalls"]) if forbidden not in r["names"]]}
+    if forbidden == "bpf":
+        lax["syscalls"] += [{"names": ["mount"], "action": "SCMP_ACT_ERRNO"}]
+    old, new = machine.bundle("old"), _pod(machine)
+    old.edit(lambda c: c["linux"].update(seccomp=lax))
+    new.edit(lambda c: c["linux"].update(seccomp=_STRICT))
+    images = _capture(machine, old=old)
+    if own:
+        manifest = json.loads((images / "grit.json").read_text())
+        manifest["spec"]["linux"]["seccomp"] = _STRICT
+        (images / "grit.json").write_text(json.dumps(manifest))
+    else:
+        (images / "grit.json").unlink()
+    args = ("restore", "-d", "--image-path", str(images), "--bundle", str(new.path), "new")
+    ran = machine.grit(*args)
+    if forbidden:
+        said = f"a seccomp filter of the checkpoint lets {forbidden}"
+        assert said in ran.err
+        assert machine.containers() == []
+    else:
+        ran.ok()
+        machine.counts(new)
+
+
+@pytest.mark.parametrize(("old_score", "new_score", "expected"), [(0, 300, 300), (700, 300, 700)])
+def test_no_process_counts_for_less_with_the_oom_killer_than_config_json_says(
+    machine: Machine, old_score: int, new_score: int, expected: int
+) -> None:
+    old, new = machine.bundle("old"), _pod(machine)
+    old.edit(lambda c: c["process"].update(oomScoreAdj=old_score))
+    new.edit(lambda c: c["process"].update(oomScoreAdj=new_score))
+    images = _capture(machine, old=old)
+    machine.grit("restore", "-d", "--image-path", str(images), "--bundle", str(new.path), "new").ok()
+    machine.counts(new)
+    assert int(Path(f"/proc/{machine.state_of('new')['pid']}/oom_score_adj").read_text()) == expected
+
+
+def test_no_process_has_a_hard_limit_above_that_of_config_json(machine: Machine) -> None:
+    old, new = machine.bundle("old"), _pod(machine)
+    new.edit(lambda c: c["process"].update(rlimits=[{"type": "RLIMIT_NOFILE", "hard": 64, "soft": 64}]))
+    _capture(machine, old=old)
+    assert "has RLIMIT_NOFILE of " in _refused(machine, new)
 
 
 def _rewrite(images: Path, name: str, changes: Callable[[list[dict[str, Any]], str], codec.Changes]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -202,9 +203,16 @@ def test_the_containers_of_a_pod_are_one_set(machine: Machine) -> None:
     assert [path.name for path in both.parent.iterdir()] == ["both"]
     again = machine.grit("capture", "--name", "both", "c-front", "c-back")
     assert (again.code, "there is a checkpoint at" in again.err) == (1, True)
-    left = machine.checkpoints / "ns/.grit-set-older-1/front/checkpoint"
-    left.mkdir(parents=True)  # the node went down while one was made, and the journals with it
+    # This machine went down while one was made, and the journals with it; another one is making one.
+    identity = Path("/etc/machine-id").read_text()[:12].strip()
+    left, others = (both.parent / f".grit-set-older-{one}-00000000-1" for one in (identity, "ffffffffffff"))
+    for path in (left, others):
+        (path / "front/checkpoint").mkdir(parents=True)
     machine.grit("capture", "--name", "last", "--stop", "c-front", "c-back").ok()
+    assert left.exists() == (not identity)  # one that isn't known removes nothing
+    assert others.exists()
+    for path in (left, others):
+        shutil.rmtree(path, ignore_errors=True)
     assert sorted(path.name for path in both.parent.iterdir()) == ["both", "last"]
     assert [machine.status(f"c-{name}") for name in ("front", "back")] == ["gone", "gone"]
     for name in ("front", "back"):

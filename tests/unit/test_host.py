@@ -1,6 +1,7 @@
 """Files, mount tables, cgroup paths, the journal: what can be tested without root."""
 
 import errno
+import fcntl
 import json
 import os
 import time
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grit_runtime.errors import BusyError, GritError, RecoveryError
-from grit_runtime.host import cgroups, effects, files, mounts, proc, run, workspace
+from grit_runtime.host import cgroups, effects, files, links, mounts, proc, run, workspace
 from grit_runtime.host.transaction import Effect, Transaction, read_journal
 
 
@@ -382,3 +383,30 @@ def test_a_fifo_is_no_text_and_keeps_nobody_waiting(tmp_path: Path) -> None:
     assert files.read_text(str(tmp_path / "fifo")) == ""
     (tmp_path / "text").write_text("abc")
     assert files.read_text(str(tmp_path / "text"), 2) == "bc"
+
+
+def test_the_lock_of_shared_links_is_waited_for_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "_PATIENCE", 0.05)
+    registry = tmp_path / "registry"
+    registry.mkdir()
+    effect = links.SharedLink(str(tmp_path / "link"), str(tmp_path), str(registry), "owner")
+    held = os.open(registry, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(BusyError, match="holds"):
+        effect.apply()
+    os.close(held)
+    effect.apply()
+    assert os.readlink(tmp_path / "link") == str(tmp_path)
+    effect.undo()
+    assert not registry.exists()
+
+
+def test_cgroup_v2_beside_v1_is_a_container_s_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("devices", "unified", "systemd"):
+        (tmp_path / name / "x").mkdir(parents=True)
+    monkeypatch.setattr(cgroups, "MOUNT", str(tmp_path))
+    monkeypatch.setattr(proc, "cgroups", lambda _: {"devices": "/", "name=systemd": "/", "": "/"})
+    found = cgroups.directories("/x", "c", systemd=False)
+    assert sorted(found) == [f"{tmp_path}/{name}/x" for name in ("devices", "systemd", "unified")]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,17 @@ def test_several_processes_do_them_and_none_of_them_is_this_one() -> None:
     assert len(found) == 3
     assert os.getpid() not in found
     assert pool.each(lambda _: os.getpid(), range(2), 1) == [os.getpid()] * 2
+
+
+def test_beside_another_thread_nothing_is_forked() -> None:
+    there = threading.Event()
+    other = threading.Thread(target=there.wait, args=(10,))
+    other.start()
+    try:
+        assert set(pool.each(lambda _: os.getpid(), range(4), 2)) == {os.getpid()}
+    finally:
+        there.set()
+        other.join()
 
 
 def test_the_first_error_is_raised_and_the_rest_left() -> None:

@@ -89,6 +89,40 @@ def test_each_privilege_that_config_json_does_not_grant_is_named(change: dict[st
         assert part in text
 
 
+def test_a_profile_that_refuses_by_arguments_allows_no_more_than_itself() -> None:
+    args = [{"index": 0, "op": "SCMP_CMP_EQ", "value": 8}]
+    rule: dict[str, Any] = {"names": ["personality"], "action": "SCMP_ACT_ERRNO", "args": args}
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    assert seccomp.allowed_beyond(profile, profile) == []
+    more = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule, {**rule, "args": []}]}
+    assert seccomp.allowed_beyond(profile, more) == ["personality"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "capabilities", "expected"),
+    [
+        ([], [], 0),
+        ([{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1}], [], 1),
+        ([{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1}], ["CAP_SYS_RESOURCE"], 0),
+        ([{"type": "RLIMIT_NOFILE", "hard": 65536, "soft": 1}], [], 0),
+        ([{"type": "RLIMIT_CORE", "hard": 0, "soft": 0}], [], 1),
+        ([{"type": "RLIMIT_CORE", "hard": (1 << 64) - 1}, {"type": "RLIMIT_NOFILE", "hard": -1}], [], 0),
+        ([{"type": "RLIMIT_NOFILE", "hard": "x"}, {"hard": 1}], [], 0),
+    ],
+)
+def test_a_hard_limit_above_that_of_config_json_is_named(
+    listed: list[dict[str, Any]], capabilities: list[str], expected: int
+) -> None:
+    config = copy.deepcopy(_CONFIG)
+    config["process"]["rlimits"] = listed
+    config["process"]["capabilities"]["permitted"] += capabilities
+    unlimited = (1 << 64) - 1
+    found = replace(_FITTING, rlimits=(unlimited,) * 4 + (unlimited, unlimited, unlimited, 65536))
+    texts = privileges.problems(_bundle(config), [found], {}, _CONFIG)
+    assert len(texts) == expected
+    assert all("has RLIMIT_" in text for text in texts)
+
+
 def test_what_a_container_can_become_by_itself_is_no_excess() -> None:
     """Without noNewPrivileges a set-user-ID program of the image makes anybody of a process, and gives root what is in
     the bounding set.
