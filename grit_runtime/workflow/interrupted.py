@@ -23,7 +23,7 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 def mark(partial: str) -> None:
     """Note in `.grit-partial` who writes it. A link has its text from the moment on that it is there."""
-    os.symlink(writer(), os.path.join(partial, names.WRITER))
+    os.symlink(_writer(), os.path.join(partial, names.WRITER))
 
 
 def is_from_before_a_reboot(images: str) -> bool:
