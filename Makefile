@@ -10,7 +10,7 @@ VENV := build/venv
 BUILT := $(CURDIR)/build/prefix
 SOURCES := $(shell find grit_runtime -name '*.py' -o -name '*.json' -o -name py.typed) launcher/boot.py launcher/grit-runtime.c $(wildcard hooks/* hooks/hooks.d/*) setup.cfg pyproject.toml $(wildcard docs/man/*.1)
 
-.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak fuzz docs recording clean
+.PHONY: help deps deps-runtime install uninstall build demo test lint unit contract integration e2e conformance bench soak fuzz e2e-cluster crds docs recording clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +50,7 @@ lint: ## ruff, mypy (strict), import-linter, shellcheck
 	$(VENV)/bin/mypy -p tools.manual
 	$(VENV)/bin/mypy --scripts-are-modules hooks/grit-record hooks/grit-cleanup
 	$(VENV)/bin/lint-imports --config setup.cfg
-	shellcheck tools/deps tools/install
+	shellcheck tools/deps tools/install examples/kubernetes/agent/certificate
 
 docs: ## make new what of docs/ is made from the program: configuration reference, man pages
 	$(VENV)/bin/python -m tools.manual
@@ -68,6 +68,7 @@ bench: deps build ## what we cost, side by side with runc in one run; figures an
 	$(VENV)/bin/python -m tests.bench.looking --runtime $(BUILT)/bin/grit-runtime
 	$(VENV)/bin/python -m tests.bench.memory --runtime $(BUILT)/bin/grit-runtime
 	$(VENV)/bin/python -m tests.bench.growth --runtime $(BUILT)/bin/grit-runtime
+	$(VENV)/bin/python -m tests.bench.transfer
 	$(VENV)/bin/python -m tests.bench.report build/bench/memory.json build/bench/growth.json --svg build/bench/benchmarks.svg
 
 # Each is what `make test` does once, LOAD times: 12 restores at once, 4 cycles, a few hundred hostile inputs for a parser.
@@ -84,6 +85,13 @@ fuzz: deps build ## fuzz the readers of images and of command lines by coverage,
 	@for target in $(TARGETS); do echo "fuzz: $$target"; \
 		$(VENV)/bin/python -m tests.fuzz.run "$$target" $(FUZZ_SECONDS) 2>&1 | tail -n 12 || exit; \
 		! ls build/fuzz/$$target/crash-* build/fuzz/$$target/timeout-* 2>/dev/null || exit 1; done
+
+e2e-cluster: ## on a node of a real cluster: capture, delete and restore a pod; KUBECONFIG=FILE (docs/kubernetes.md)
+	@test -n "$(KUBECONFIG)" || { echo "say KUBECONFIG=FILE" >&2; exit 1; }
+	KUBECONFIG="$(KUBECONFIG)" $(VENV)/bin/python tests/e2e/cluster.py
+
+crds: ## write the custom resource definitions to examples/kubernetes/agent/crds.yaml
+	$(VENV)/bin/python -m grit_runtime.agent.crds >examples/kubernetes/agent/crds.yaml
 
 clean: ## remove build/
 	rm -rf build

@@ -43,6 +43,13 @@ def load_yaml(text: bytes) -> Any:
     return data
 
 
+def dump_yaml(data: Any) -> str:
+    """A document as YAML, its keys in their order."""
+    import yaml
+
+    return str(yaml.safe_dump(data, sort_keys=False, width=110))
+
+
 def violations(data: Any, schema: str) -> list[str]:
     """Where `data` isn't as a JSON schema of this package says, one line each.
 

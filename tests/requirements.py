@@ -109,6 +109,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "no containerd": _no_containerd,
     "podman": _program("podman"),
     "kubernetes-validate": _module("kubernetes_validate"),
+    "openssl": _program("openssl"),
     "mandoc": _program("mandoc"),
     "cc": _program("cc"),
     "strace": _program("strace"),

@@ -34,6 +34,31 @@ class MakeDirectory(Effect):
             return  # not made, or somebody else put something there
 
 
+@dataclass(frozen=True)
+class MakeShared(Effect):
+    """Make one directory, or find it made by another transaction that has this effect, too; undone by removing it if it
+    is empty, so that the last one to be undone does.
+    """
+
+    kind: ClassVar[str] = "make-shared"
+    path: str
+
+    def describe(self) -> str:
+        return f"make directory {self.path}"
+
+    def apply(self) -> None:
+        try:
+            os.mkdir(self.path, 0o700)
+        except FileExistsError:
+            return
+
+    def undo(self) -> None:
+        try:
+            os.rmdir(self.path)
+        except OSError:
+            return  # not made, or others are still in it
+
+
 def missing_directories(path: str) -> list[MakeDirectory]:
     """What has to be made for `path` to exist, outermost first.
 

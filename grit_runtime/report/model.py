@@ -24,6 +24,7 @@ MEANINGS = {
     "look": "the container's state and processes, its config.json",
     "cuda": "device memory into the processes' memory, or back",
     "freeze": "stopping every task",
+    "wait": "for the other containers of a set to be held or dumped",
     "describe": "mounts, namespaces and versions for the manifest",
     "criu": "runc and CRIU",
     "memory": "memory written or filled past CRIU",

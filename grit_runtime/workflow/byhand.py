@@ -29,6 +29,8 @@ class Capture:
     request: Request
     pid: int
     """The container's first process."""
+    sandbox: str = ""
+    """The pod's sandbox, by the container's annotations; empty for a container of no pod."""
 
 
 def find_container(config: Config, invocation: Invocation, word: str, log: Log) -> Context:
@@ -90,7 +92,8 @@ def plan_capture(context: Context, name: str, *, stop: bool, replace: bool) -> C
     if os.path.lexists(os.path.join(images, names.MANIFEST)) and not replace:
         raise CheckpointError(f"there is a checkpoint at {images}", hint="choose another --name, or say --replace")
     request = Request(images=images, work="", parent="", leave_running=not stop, flags=())
-    return Capture(context=context, request=request, pid=state.pid)
+    sandbox = names.first(annotations, names.SANDBOX_ID) or ""
+    return Capture(context=context, request=request, pid=state.pid, sandbox=sandbox)
 
 
 def place(roots: tuple[str, ...], annotations: dict[str, str], name: str) -> str:

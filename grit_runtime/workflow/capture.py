@@ -10,6 +10,7 @@ there stays until then.
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from grit_runtime import names
@@ -44,6 +45,25 @@ if TYPE_CHECKING:
     from grit_runtime.workflow import cudacapture
 
 
+@dataclass(slots=True, kw_only=True)
+class Held:
+    """A container that is frozen, its CUDA in memory, to be dumped; its transaction is open."""
+
+    context: Context
+    transaction: Transaction
+    request: Request
+    state: State
+    bundle: bundles.Bundle
+    pids: list[int]
+    cuda: "cudacapture.Suspended | None" = None
+    clock: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def by_plugin(self) -> bool:
+        """CRIU's plugin takes care of CUDA within the dump: until then the container runs."""
+        return self.cuda is not None and self.cuda.plugin
+
+
 def capture(context: Context, request: Request) -> None:
     """Dump the container; on any failure it runs on as before.
 
@@ -52,10 +72,37 @@ def capture(context: Context, request: Request) -> None:
         DownstreamError: the downstream doesn't know the container, or failed.
     """
     with operations.recorded(context, "checkpoint", request.images):
-        _capture(context, request)
+        held = hold(context, request)
+        transaction = held.transaction
+        try:
+            take(held)
+            proc.finish_undisturbed()
+            transaction.phase(names.PUBLISHING)
+        except BaseException as err:
+            transaction.abort(err)
+            raise
+        context.record.mark("publish")
+        publish.finish(transaction.header)
+        transaction.close()
 
 
-def _capture(context: Context, request: Request) -> None:
+def hold(context: Context, request: Request) -> Held:
+    """Bring the container's CUDA into memory and freeze it; on any failure it runs on as before.
+
+    Raises:
+        CaptureError: it can't be dumped as it is, or not frozen.
+        DownstreamError: the downstream doesn't know the container, or failed.
+    """
+    held = _begin(context, request)
+    try:
+        _hold(held)
+    except BaseException as err:
+        held.transaction.abort(err)
+        raise
+    return held
+
+
+def _begin(context: Context, request: Request) -> Held:
     record = context.record
     record.mark("lock")
     workspace = open_workspace(context.workspace_path, timeout=context.config.timeouts.lock)
@@ -77,50 +124,42 @@ def _capture(context: Context, request: Request) -> None:
             **context.header("capture"),
             "images": request.images,
             "leave_running": request.leave_running,
+            **({"staging": request.staging} if request.staging else {}),
             "paused": state.status == names.PAUSED,
         }
     except BaseException:
         workspace.close(remove=not os.path.exists(workspace.journal))
         raise
     transaction = Transaction(workspace, header)
-    try:
-        _take(context, transaction, request, state, bundle, pids)
-        proc.finish_undisturbed()
-        transaction.phase(names.PUBLISHING)
-    except BaseException as err:
-        transaction.abort(err)
-        raise
-    record.mark("publish")
-    publish.finish(transaction.header)
-    transaction.close()
+    return Held(context=context, transaction=transaction, request=request, state=state, bundle=bundle, pids=pids)
 
 
-def _take(
-    context: Context,
-    transaction: Transaction,
-    request: Request,
-    state: State,
-    bundle: bundles.Bundle,
-    pids: list[int],
-) -> None:
-    """Everything up to the complete checkpoint in `.grit-partial`; the container is frozen then."""
-    partial = os.path.join(request.images, names.PARTIAL)
+def _hold(held: Held) -> None:
+    context, transaction, state = held.context, held.transaction, held.state
     if context.config.trust.signing_key:
         from grit_runtime.checkpoint import signature
 
         signature.require_key(context.config.trust.signing_key)
-    _prepare(transaction, request, partial, sync=context.config.fsync)
+    _prepare(transaction, held.request, _partial(held.request), sync=context.config.fsync)
     mark, begun = context.record.mark, time.monotonic()
     mark("cuda")
-    cuda = _suspend(context, transaction, state, bundle, [pid for pid in pids if cudasigns.may_use_cuda(pid)])
-    by_plugin = cuda is not None and cuda.plugin
+    held.cuda = _suspend(
+        context, transaction, state, held.bundle, [pid for pid in held.pids if cudasigns.may_use_cuda(pid)]
+    )
     mark("freeze")
-    clock = _freeze(context, transaction, state, thawed=cuda is not None, leave=by_plugin)
+    held.clock = _freeze(context, transaction, state, thawed=held.cuda is not None, leave=held.by_plugin)
+    held.clock["begin"] = begun
+
+
+def take(held: Held) -> None:
+    """Everything up to the complete checkpoint in `.grit-partial`; the container is frozen then."""
+    context, transaction, request, state = held.context, held.transaction, held.request, held.state
+    bundle, pids, cuda, partial = held.bundle, held.pids, held.cuda, _partial(held.request)
+    mark = context.record.mark
     mark("describe")
-    clock["begin"] = begun
     if state.status != names.PAUSED or cuda:  # else it was frozen when they were looked at
         pids = _processes(context)
-    if cuda and not by_plugin:
+    if cuda and not held.by_plugin:
         from grit_runtime.workflow import cudacapture
 
         cudacapture.require_none_new(context, pids)
@@ -132,13 +171,13 @@ def _take(
         dump.dump(context, transaction, request, partial, bundle, options, more)
 
     try:
-        past = memorysave.begin(context, request, partial, pids, frozen=not by_plugin)
+        past = memorysave.begin(context, request, partial, pids, frozen=not held.by_plugin)
         mark("criu")
         checksums = _dump(context, partial, pids, by_criu, past=past)
     except CaptureError as err:
         raise contentsave.explained(err, state.pid) from None
     mark("contents")
-    if by_plugin:
+    if held.by_plugin:
         _freeze(context, transaction, state, thawed=True)
     kept = linkremap.keep(transaction, partial, pids, state.pid)
     if cuda:
@@ -147,11 +186,15 @@ def _take(
     facts["versions"]["criu"] = describe.criu_version(log, context.config.timeouts.command)
     facts["contents"] = contentsave.save(context, state.pid, bundle, partial)
     context.record.add(sum(part.get("bytes", 0) for part in facts["contents"].values()))
-    clock["dump"] = time.monotonic()
+    held.clock["dump"] = time.monotonic()
     mark("flush")
-    _write_manifest(context, request, partial, facts, clock, checksums)
+    _write_manifest(context, request, partial, facts, held.clock, checksums)
     for name in kept if request.leave_running else ():
         transaction.undo(name)
+
+
+def _partial(request: Request) -> str:
+    return os.path.join(request.images, names.PARTIAL)
 
 
 def _suspend(
@@ -202,8 +245,12 @@ def _prepare(transaction: Transaction, request: Request, partial: str, *, sync: 
             hint="`grit-runtime recover`, or remove it",
         )
     try:
-        made: list[effects.MakeDirectory | effects.MakeTree] = [*effects.missing_directories(request.images)]
-        for effect in (*made, effects.MakeTree(partial)):
+        made: list[effects.MakeDirectory | effects.MakeShared | effects.MakeTree] = []
+        if request.staging:
+            made += effects.missing_directories(os.path.dirname(request.staging))
+            made.append(effects.MakeShared(request.staging))
+        inner = [one for one in effects.missing_directories(request.images) if one.path not in {e.path for e in made}]
+        for effect in (*made, *inner, effects.MakeTree(partial)):
             transaction.do(effect)
             if sync:
                 files.sync_directory(os.path.dirname(effect.path))

@@ -37,6 +37,8 @@ class Request:
     leave_running: bool
     flags: tuple[str, ...]
     """What else is handed on to the downstream."""
+    staging: str = ""
+    """Above `images`, the directory of a set (`podset`), for as long as not all of it is complete."""
 
 
 def dump(

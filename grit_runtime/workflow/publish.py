@@ -13,17 +13,25 @@ from grit_runtime.checkpoint import manifest
 from grit_runtime.downstream import Downstream
 from grit_runtime.errors import CaptureError, GritError
 from grit_runtime.host import cgroups, files, proc, run
+from grit_runtime.host.effects import MakeShared
 from grit_runtime.workflow.effects import downstream_of, pause, resume
 
 
 def finish(header: dict[str, Any]) -> None:
     """Publish the images, then kill the container or let it run on, as the journal's header says.
 
+    A set that has not got its name by now is not whole: what is there of this container goes.
+
     Raises:
         CaptureError: the checkpoint stands, but the container could not be removed, or its CUDA not brought back.
         OSError: the images could not be moved.
     """
-    publish(header["images"])
+    staging = header.get("staging", "")
+    if staging and os.path.isdir(staging):
+        files.remove_tree(os.path.dirname(header["images"]))
+        MakeShared(staging).undo()
+    else:
+        publish(header["images"])
     downstream = downstream_of(header["program"], header["options"], header["root"])
     container, timeout = header["container"], header["timeout"]
     cuda = header.get("cuda")

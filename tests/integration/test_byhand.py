@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -181,3 +182,91 @@ def test_the_containers_of_the_engines_are_found(machine: Machine) -> None:
     found = machine.grit("capture", "--name", "n", "no-such-container")
     assert f"in {machine.root}" in found.err, "a --root that is given is the only one"
     assert Path(machine.root).exists() is False
+
+
+def _of_pod(machine: Machine, name: str, sandbox: str = "s1") -> Bundle:
+    made = machine.bundle(f"{sandbox}-{name}")
+    made.annotate(type="container", name=name, namespace="ns")
+    made.edit(lambda config: config["annotations"].update({"io.kubernetes.cri.sandbox-id": sandbox}))
+    return made
+
+
+def test_the_containers_of_a_pod_are_one_set(machine: Machine) -> None:
+    for name in ("front", "back"):
+        machine.start(f"c-{name}", _of_pod(machine, name))
+    said = json.loads(machine.grit("capture", "--json", "--name", "both", "c-front", "c-back").ok().out)
+    both = machine.checkpoints / "ns/both"
+    assert [entry["path"] for entry in said["containers"]] == [
+        str(both / name / "checkpoint") for name in ("front", "back")
+    ]
+    assert [machine.status(f"c-{name}") for name in ("front", "back")] == ["running", "running"]
+    assert [path.name for path in both.parent.iterdir()] == ["both"]
+    again = machine.grit("capture", "--name", "both", "c-front", "c-back")
+    assert (again.code, "there is a checkpoint at" in again.err) == (1, True)
+    # This machine went down while one was made, and the journals with it; another one is making one.
+    identity = Path("/etc/machine-id").read_text()[:12].strip()
+    left, others = (both.parent / f".grit-set-older-{one}-00000000-1" for one in (identity, "ffffffffffff"))
+    for path in (left, others):
+        (path / "front/checkpoint").mkdir(parents=True)
+    machine.grit("capture", "--name", "last", "--stop", "c-front", "c-back").ok()
+    assert left.exists() == (not identity)  # one that isn't known removes nothing
+    assert others.exists()
+    for path in (left, others):
+        shutil.rmtree(path, ignore_errors=True)
+    assert sorted(path.name for path in both.parent.iterdir()) == ["both", "last"]
+    assert [machine.status(f"c-{name}") for name in ("front", "back")] == ["gone", "gone"]
+    for name in ("front", "back"):
+        new = _of_pod(machine, name, sandbox="s2")
+        machine.grit("restore-into", "--name", "last", str(new.path), f"n-{name}").ok()
+        machine.counts(new)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_one_that_fails_frees_the_whole_set(machine: Machine, killed: bool) -> None:
+    """The second can't be dumped, or we are killed at it: both run on, and there is no set, nor a part of one."""
+    machine.start("c-good", _of_pod(machine, "good"))
+    machine.start("c-bad", _of_pod(machine, "bad"))
+    machine.start("c-far", _of_pod(machine, "far", sandbox="s2"))
+    other = machine.grit("capture", "--name", "set", "c-good", "c-far")
+    assert (other.code, "not of one pod" in other.err) == (1, True)
+    runc = machine.path / "runc-that-fails"
+    listed = machine.path / "listed"
+    runc.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        f'*" checkpoint "*c-good) runc --root {machine.root} list >{listed};;\n'
+        f'*" checkpoint "*c-bad) {"kill -9 $PPID; " if killed else ""}echo no >&2; exit 1;;\nesac\nexec runc "$@"\n'
+    )
+    runc.chmod(0o755)
+    machine.configure(downstream=str(runc))
+    failed = machine.grit("capture", "--name", "set", "c-good", "c-bad")
+    if killed:
+        assert failed.code == -signal.SIGKILL
+        machine.grit("recover").ok()
+    else:
+        assert (failed.code, "cannot dump container c-bad" in failed.err) == (1, True)
+    # Both were frozen before the first was dumped.
+    states = {line.split()[0]: line.split()[2] for line in listed.read_text().splitlines()[1:]}
+    assert states == {"c-good": "paused", "c-bad": "paused", "c-far": "running"}
+    assert [machine.status(name) for name in ("c-good", "c-bad")] == ["running", "running"]
+    assert not (machine.checkpoints / "ns/set").exists()
+    machine.configure()
+    machine.grit("capture", "--name", "set", "c-good", "c-bad").ok()
+    assert [path.name for path in (machine.checkpoints / "ns").iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize(("answer", "status"), [("stop\n", "gone"), ("", "running")])
+def test_whoever_asks_for_it_says_what_becomes_of_the_containers(machine: Machine, answer: str, status: str) -> None:
+    machine.start("c-one", _of_pod(machine, "one"))
+    argv = [str(part) for part in machine.argv("capture", "--name", "asked", "--ask", "c-one")]
+    with subprocess.Popen(
+        argv, env=machine.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "complete\n"
+        assert machine.status("c-one") == "paused"
+        assert (machine.checkpoints / "ns/asked/one/checkpoint/grit.json").exists()
+        process.stdin.write(answer)
+        process.stdin.close()
+        assert process.wait(30) == 0
+    assert machine.status("c-one") == status

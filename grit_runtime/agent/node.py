@@ -1,0 +1,281 @@
+"""The agent of a node: captures the pods of its node, keeps their sets, brings those of pods that come to its node."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from grit_runtime.agent import capture, checkpoints, pods, restores, sets, status, words
+from grit_runtime.agent.checkpoints import Data
+from grit_runtime.agent.client import Api
+from grit_runtime.agent.errors import ApiError, ConflictError
+from grit_runtime.agent.model import Condition, Do, Object, Step, moment
+from grit_runtime.agent.queue import Key
+from grit_runtime.agent.sets import Place, Progress
+from grit_runtime.errors import CaptureError, GritError
+
+_REPORT = 2.0  # seconds between two reports of a copy's progress
+_GOES = 30.0  # seconds that frozen containers wait for their pod to be deleted
+_LATER = 60.0
+_ATTEMPTS = 5
+
+
+@dataclass(slots=True, kw_only=True)
+class Node:
+    """Looks at one object at a time (`queue.Queue`)."""
+
+    api: Api
+    name: str
+    """The node's."""
+    root: str
+    """Its checkpoint root, by the runtime's configuration."""
+    volumes: Mapping[str, str]
+    """Claim name to the directory where the agent has it."""
+    program: capture.Program
+    now: Callable[[], float] = time.time
+    goes: float = _GOES
+    busy: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """Captures and copies, one at a time: each takes all of the disk."""
+
+    def known(self) -> list[Key]:
+        """The Checkpoints that have left something on this node, for a look at each when the agent starts."""
+        return [(words.CHECKPOINTS, place.namespace, place.name) for place in sets.of_checkpoints(self.root)]
+
+    def concerns(self, found: Mapping[str, Any]) -> bool:
+        """Whether a Checkpoint of which there is an event is of this node, or has left something here."""
+        if (found.get("status") or {}).get("nodeName") == self.name:
+            return True
+        meta = found["metadata"]
+        return bool(sets.made_by(self.root, meta["namespace"], meta["name"]).uid)
+
+    async def look(self, key: Key) -> float | None:
+        """Look at a Checkpoint, or at a pod of this node that is to be restored; when to look again."""
+        kind, namespace, name = key
+        if kind == words.CHECKPOINTS:
+            return await self._checkpoint(namespace, name)
+        return await self._pod(namespace, name)
+
+    # --- Checkpoints --------------------------------------------------------------------------------------------------
+
+    async def _checkpoint(self, namespace: str, name: str) -> float | None:
+        found = await self.api.get(words.CHECKPOINTS, namespace, name)
+        here = sets.made_by(self.root, namespace, name)
+        if here.uid and (found is None or found["metadata"]["uid"] != here.uid):
+            await asyncio.to_thread(sets.remove, here)  # its Checkpoint is gone
+        if found is None:
+            return None
+        place = self._place(found)
+        data = sets.look(place, _names(found))
+        step = checkpoints.on_node(found, self.name, data, self.now())
+        if step.status.get("phase") == words.CHECKPOINTED:
+            step = await self._described(step, found, place)
+        found = await status.write(self.api, words.CHECKPOINTS, found, step, self.now())
+        for do in step.do:
+            await self._do(do, found, place)
+        return step.after
+
+    async def _do(self, do: Do, found: Object, place: Place) -> None:
+        if do is Do.CAPTURE:
+            async with self.busy:
+                await self._capture(found, place)
+        elif do is Do.STORE:
+            async with self.busy:
+                await self._store(found, place)
+        elif do is Do.REMOVE:
+            await self._remove(found, place)
+        elif do is Do.REMOVE_LOCAL:
+            await asyncio.to_thread(sets.remove, place)
+        elif do is Do.DROP_FINALIZER:
+            await status.finalizers(self.api, found, add=False)
+
+    async def _capture(self, found: Object, place: Place) -> None:
+        meta = found["metadata"]
+        pod = await self.api.get("pods", meta["namespace"], found["spec"]["podName"])
+        try:
+            identities = _identities(found, pod)
+            await asyncio.to_thread(sets.claim, place)
+
+            async def ends() -> bool:
+                await self._captured(found, place)
+                return await self._pod_goes(found)
+
+            asks = ends if checkpoints.replaces(found) else None
+            await capture.capture(self.program, meta["name"], identities, asks)
+        except (GritError, OSError) as err:
+            if sets.look(place, _names(found)) is not Data.WHOLE:
+                await self._failed(found, err)
+                return
+            # The set is whole; what failed came after it.
+            await self._captured(found, place)
+            return
+        await self._captured(found, place)
+
+    async def _remove(self, found: Object, place: Place) -> None:
+        """Remove the data here and in the volume. Raises GritError: the volume that has it isn't there."""
+        volume = self._volume(found)
+        if volume is None and checkpoints.is_stored(found):
+            why = f"the data in the volume can't be removed: {self._unknown(found)}"
+            await self.api.event(words.CHECKPOINT, found, "VolumeUnknown", why, moment(self.now()), warning=True)
+            raise GritError(why)
+        for root in (self.root, *([volume] if volume else [])):
+            await asyncio.to_thread(sets.remove, place.below(root))
+
+    async def _captured(self, found: Object, place: Place) -> None:
+        """Say that the set is whole; nothing if that was said. Containers may be frozen meanwhile: it is said at once,
+        also if somebody else has changed the object.
+        """
+        for attempt in range(_ATTEMPTS):
+            current = await self._again(found)
+            if checkpoints.phase(current) != words.CHECKPOINTING:
+                return
+            step = await self._described(checkpoints.captured(current, self.now()), current, place)
+            try:
+                await status.write(self.api, words.CHECKPOINTS, current, step, self.now())
+            except ConflictError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                return
+
+    async def _described(self, step: Step, found: Object, place: Place) -> Step:
+        """The step, with what is in the set; or the end, if that can't be read."""
+        try:
+            contents = await asyncio.to_thread(sets.contents, place, _names(found))
+        except (GritError, OSError) as err:
+            return checkpoints.failed("DataDamaged", str(err), self.now())
+        total = sum(int(str(entry["bytes"])) for entry in contents)
+        return replace(step, status={**step.status, "containers": contents, "bytes": total})
+
+    async def _failed(self, found: Object, err: Exception) -> None:
+        current = await self._again(found)
+        reason = "CaptureFailed" if isinstance(err, CaptureError) else "NodeFailed"
+        step = checkpoints.failed(reason, str(err), self.now())
+        await status.write(self.api, words.CHECKPOINTS, current, step, self.now())
+
+    async def _pod_goes(self, found: Object) -> bool:
+        """Whether the pod is being deleted, after some time at most: its containers are frozen meanwhile."""
+        deadline = self.now() + self.goes
+        while self.now() < deadline:
+            pod = await self.api.get("pods", found["metadata"]["namespace"], found["spec"]["podName"])
+            if pods.uid(pod) != found["status"]["podUID"] or pods.ends(pod):
+                return True
+            await asyncio.sleep(0.2)
+        return False
+
+    async def _store(self, found: Object, place: Place) -> None:
+        volume = self._volume(found)
+        if volume is None:
+            await self._says(found, _stored("VolumeUnknown", self._unknown(found)))
+            return
+        try:
+            await self._copy(found, place, place.below(volume))
+        except (GritError, OSError) as err:
+            await self._says(found, _stored("CopyFailed", str(err)))
+            raise GritError(f"cannot copy {place.path} to the volume: {err}") from None
+        done = Condition(type=words.STORED, status=True, reason="Stored", message="the volume has the data")
+        await self._says(found, done)
+
+    async def _copy(self, found: Object, source: Place, target: Place) -> None:
+        """Copy a set, and report how far it is."""
+        progress, begun = Progress(), self.now()
+        entries = found["status"].get("containers") or []
+        copying = asyncio.create_task(asyncio.to_thread(sets.copy, source, target, entries, progress))
+        try:
+            while not (await asyncio.wait({copying}, timeout=_REPORT))[0]:
+                await self._progressed(found, progress, self.now() - begun)
+            await copying
+            await self._progressed(found, progress, self.now() - begun)
+        finally:
+            progress.stop.set()
+            await asyncio.wait({copying})
+
+    async def _progressed(self, found: Object, progress: Progress, seconds: float) -> None:
+        rate = int(progress.done / seconds) if seconds > 0 else 0
+        counted = Step(status={"storedBytes": min(progress.done, progress.total), "bytesPerSecond": rate})
+        with contextlib.suppress(ApiError):  # the next report says it
+            current = await self._again(found)
+            await status.write(self.api, words.CHECKPOINTS, current, counted, self.now())
+
+    async def _says(self, found: Object, *conditions: Condition) -> None:
+        current = await self._again(found)
+        await status.write(self.api, words.CHECKPOINTS, current, Step(conditions=conditions), self.now())
+
+    async def _again(self, found: Object) -> Object:
+        """The object as it is now; as it was, if it is gone."""
+        meta = found["metadata"]
+        return await self.api.get(words.CHECKPOINTS, meta["namespace"], meta["name"]) or found
+
+    # --- Restores -----------------------------------------------------------------------------------------------------
+
+    async def _pod(self, namespace: str, name: str) -> float | None:
+        pod = await self.api.get("pods", namespace, name)
+        if pod is None or pods.ends(pod) or pod["spec"].get("nodeName") != self.name or not pods.progress(pod):
+            return None
+        label = (pod["metadata"].get("labels") or {}).get(words.RESTORE_LABEL, "")
+        restore = await self.api.get(words.RESTORES, namespace, label) if label else None
+        if restore is None:
+            return None
+        found = await self.api.get(words.CHECKPOINTS, namespace, restore["spec"]["checkpointName"])
+        there = found is not None and sets.look(self._place(found), _names(found)) is Data.WHOLE
+        step = restores.on_node(restore, found, self.name, there=there)
+        restore = await status.write(self.api, words.RESTORES, restore, step, self.now())
+        if Do.FETCH in step.do and found is not None:
+            return await self._fetch(restore, found)
+        return step.after
+
+    async def _fetch(self, restore: Object, found: Object) -> float | None:
+        volume, place = self._volume(found), self._place(found)
+        if volume is None:
+            lacks = Condition(type=words.DATA, status=False, reason="VolumeUnknown", message=self._unknown(found))
+            await status.write(self.api, words.RESTORES, restore, Step(conditions=(lacks,)), self.now())
+            return _LATER
+        entries = found["status"].get("containers") or []
+        progress = Progress()
+        async with self.busy:
+            copying = asyncio.create_task(asyncio.to_thread(sets.copy, place.below(volume), place, entries, progress))
+            try:
+                await asyncio.shield(copying)
+            except (GritError, OSError) as err:
+                lacks = Condition(type=words.DATA, status=False, reason="CopyFailed", message=str(err))
+                await status.write(self.api, words.RESTORES, restore, Step(conditions=(lacks,)), self.now())
+                return _LATER
+            finally:
+                progress.stop.set()
+                await asyncio.wait({copying})
+        return 0
+
+    # --- both ---------------------------------------------------------------------------------------------------------
+
+    def _place(self, found: Object) -> Place:
+        meta = found["metadata"]
+        return Place(root=self.root, namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
+
+    def _volume(self, found: Object) -> str | None:
+        return self.volumes.get((found["spec"].get("volumeClaim") or {}).get("claimName", ""))
+
+    def _unknown(self, found: Object) -> str:
+        claim = found["spec"]["volumeClaim"]["claimName"]
+        known = ", ".join(sorted(self.volumes)) or "none"
+        return f"the agent of node {self.name} has no volume {claim} (it has: {known})"
+
+
+def _names(found: Object) -> list[str]:
+    return [str(entry["name"]) for entry in (found.get("status") or {}).get("containers") or []]
+
+
+def _identities(found: Object, pod: Object | None) -> Sequence[str]:
+    """The ids of the containers to be captured. Raises CaptureError: the pod is another, or they don't run."""
+    name = found["spec"]["podName"]
+    if pods.uid(pod) != found["status"]["podUID"] or pod is None:
+        raise CaptureError(f"pod {name} is gone, or another of that name has taken its place")
+    running = pods.identities(pod)
+    missing = [container for container in _names(found) if container not in running]
+    if missing:
+        raise CaptureError(f"containers of pod {name} don't run: {', '.join(missing)}")
+    return [running[container] for container in _names(found)]
+
+
+def _stored(reason: str, message: str) -> Condition:
+    return Condition(type=words.STORED, status=False, reason=reason, message=message)
