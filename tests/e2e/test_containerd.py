@@ -176,7 +176,7 @@ def test_a_containerd_restarted_between_create_and_start(containerd: Containerd,
 
 
 def _journals(containerd: Containerd) -> list[Path]:
-    return list(containerd.state.rglob("journal"))
+    return list(containerd.state.glob("*/*/journal"))  # what is deeper comes and goes meanwhile
 
 
 def _python_runtimes(containerd: Containerd) -> list[int]:

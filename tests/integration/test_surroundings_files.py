@@ -25,7 +25,7 @@ def test_a_deleted_file_above_the_configured_limit_is_refused_with_what_to_set(m
     found = machine.grit("diagnose").ok().out
     assert "1. ghost-file: " in found, found
     assert re.search(r"-dump\.log:\d+: \(.*ghost", found)
-    (log,) = machine.logs.iterdir()
+    (log,) = machine.logs.glob("*.log")
     (machine.path / "work").mkdir()
     (machine.path / "work/dump.log").write_bytes(log.read_bytes())
     container = log.name.removesuffix("-dump.log").partition("Z-")[2]
