@@ -113,7 +113,8 @@ def _look(seen: Foreseen, scratch: str) -> None:
     prepared = seen.prepared = seen.attempt(lambda: prepare.decide(context, survey, compare=False))
     made = prepared.plan if prepared else survey.plan
     seen.warnings += prepared.warnings if prepared else survey.warnings
-    seen.mountpoints = tuple(seen.attempt(lambda: intended.mountpoints(made)) or ())
+    points = seen.attempt(lambda: intended.mountpoints(made)) or []
+    seen.mountpoints = (*points, *intended.place_for_old_root(request.bundle, points))
     seen.links = tuple(intended.shared_links(context, made))
     seen.criu = seen.attempt(lambda: intended.criu_configuration(context, request.bundle, made)) or ""
     seen.contents = tuple(_contents(context, request.bundle, survey))

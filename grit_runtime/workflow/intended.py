@@ -1,6 +1,7 @@
 """What a restore does to the machine, made of its plan: the restore does it, and `foresee` shows it."""
 
 import os
+from collections.abc import Sequence
 
 from grit_runtime import names
 from grit_runtime.criu import conf
@@ -20,6 +21,19 @@ def mountpoints(made: plan.Plan) -> list[effects.MakeMountpoint]:
         for effect in effects.missing_mountpoints(point.base, point.path, directory=point.directory)
     ]
     return list(dict.fromkeys(found))
+
+
+def place_for_old_root(bundle: Bundle, made: Sequence[effects.MakeMountpoint]) -> list[effects.MakeMountpoint]:
+    """/tmp of a read-only rootfs that has none: CRIU puts the old root there for a moment, or else makes a directory
+    for it, which it can't there (criu/mount.c, cr_pivot_root).
+
+    Args:
+        made: what is made anyway.
+    """
+    place = effects.MakeMountpoint(bundle.rootfs, "tmp", True)
+    if not bundle.section("root").get("readonly") or place in made:
+        return []
+    return [] if os.path.lexists(os.path.join(bundle.rootfs, "tmp")) else [place]
 
 
 def shared_links(context: Context, made: plan.Plan) -> list[links.SharedLink]:

@@ -86,7 +86,9 @@ def _apply(
     kept = effects.cgroup_options(context.config.state_dir)
     led = intended.shared_links(context, prepared.plan)
     try:
-        for effect in (*kept, *intended.mountpoints(prepared.plan), *led):
+        points = intended.mountpoints(prepared.plan)
+        for_a_moment = intended.place_for_old_root(request.bundle, points)
+        for effect in (*kept, *points, *for_a_moment, *led):
             transaction.do(effect)
     except OSError as err:
         raise RestoreError(f"cannot restore container {context.container}: {err.filename}: {err.strerror}") from None
@@ -101,7 +103,7 @@ def _apply(
     pid, running = _run(context, request, staged, transaction.workspace, marker)
     try:
         mark("verify")
-        for done in (*reversed(led), *kept, edit, *source.effects):
+        for done in (*reversed(led), *for_a_moment, *kept, edit, *source.effects):
             transaction.undo(done)
         pids = _verify(context, request, prepared, pid)
         _bring_back(context, request, prepared, transaction, pid, pids)

@@ -389,6 +389,22 @@ def test_a_read_only_rootfs_with_read_only_mounts(machine: Machine) -> None:
     assert inside(machine, "/ro/content") == "new"
 
 
+def test_a_read_only_rootfs_without_tmp(machine: Machine) -> None:
+    """As `runc spec` makes of a bare rootfs: CRIU puts the old root on /tmp, or can't make a directory for it."""
+    old, new = machine.bundle("old"), machine.bundle("new")
+    for bundle in (old, new):
+        (bundle.path / "rootfs/tmp").rmdir()
+        bundle.edit(lambda config: config["root"].update(readonly=True))
+    machine.start("old", old)
+    taken = checkpoint(machine)
+    planned = machine.grit("plan", "--image-path", str(taken), "--bundle", str(new.path)).ok().out
+    assert f"make mountpoint tmp in {new.path}/rootfs" in planned
+    assert not (new.path / "rootfs/tmp").exists()
+    restore(machine, taken, new)
+    assert not (new.path / "rootfs/tmp").exists()
+    assert machine.runc("exec", "new", "/bin/sh", "-c", "ls -d /tmp").code != 0
+
+
 def test_a_source_that_was_replaced_while_the_container_ran(machine: Machine) -> None:
     # kubelet writes etc-hosts anew, by rename: the mount's own file has no name any more.
     old, new = machine.bundle("old"), machine.bundle("new")
