@@ -31,6 +31,7 @@ SIGNATURE_SUFFIX = ".sig"  # of an archive's signature, beside it
 ARCHIVE = "archive"  # what an archive is called in its signature, which outlives its name
 PARTIAL = ".grit-partial"
 WRITER = ".grit-writer"
+OLDER = ".grit-older"
 DESCRIPTORS = "descriptors.json"  # runc: what stdin, stdout and stderr were
 NO_PLUGINS = "no-plugins"  # an empty directory for CRIU's `libdir`
 PARENT_LINK = "parent"  # CRIU: the images of the dump before, for incremental ones

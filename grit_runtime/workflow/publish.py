@@ -103,23 +103,30 @@ def publish(images: str) -> None:
 
 
 def _remove_older(images: str) -> None:
-    """Remove the checkpoint that lies here, its manifest first so that it counts as incomplete from now on."""
+    """Remove the checkpoint that lies here. Its manifest loses its name first, so that it counts as incomplete from now
+    on, and says until the end what else goes: nothing has moved up while it is there.
+    """
+    older = os.path.join(images, names.OLDER)
     try:
-        listed = manifest.read(images)
-    except GritError:
-        listed = None
-    try:
-        os.unlink(os.path.join(images, names.MANIFEST))
+        os.rename(os.path.join(images, names.MANIFEST), older)
     except FileNotFoundError:
-        return
+        if not os.path.lexists(older):
+            return
     files.sync_directory(images)  # or a power loss could leave the old manifest beside new files
     files.unlink_if_there(os.path.join(images, names.SIGNATURE))
-    for name in listed.sizes if listed else ():
+    for name in _listed(older):
         if "/" not in name:
-            try:
-                os.unlink(os.path.join(images, name))
-            except FileNotFoundError:
-                continue
+            files.unlink_if_there(os.path.join(images, name))
+    files.sync_directory(images)
+    os.unlink(older)
+    files.sync_directory(images)  # or one could bring it back beside files that have moved up
+
+
+def _listed(path: str) -> tuple[str, ...]:
+    try:
+        return tuple(manifest.checked(path, files.read_json(path, manifest.MAX_BYTES)).sizes)
+    except (GritError, OSError, ValueError):
+        return ()  # damaged: what it listed is overwritten, or stays
 
 
 def _move_up(partial: str, images: str, name: str) -> None:
