@@ -191,6 +191,33 @@ def test_a_runtime_killed_while_memory_is_filled_leaves_nothing(machine: Machine
     _good(situation.answer(new))
 
 
+def test_a_worker_killed_while_memory_is_filled_is_an_error_and_nothing_is_left(machine: Machine) -> None:
+    machine.configure(memory={"workers": 2})
+    situation = _stopped(machine)
+    new = situation.bundle("new")
+    situation.bring(new)
+    argv = machine.argv("restore", "-d", "--image-path", str(situation.images), "-b", str(new.path), "new")
+    environment = {**machine.environment(), "GRIT_TEST_SLOW_FILL": "1"}
+    process = subprocess.Popen(
+        argv, env=environment, cwd=machine.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    machine.wait(lambda: (machine.path / "filling").exists())
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    workers = [pid for pid, command in commands.items() if command == Path(f"/proc/{process.pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(int(workers[0]), signal.SIGKILL)
+    assert process.wait(60) == 1
+    said = [json.loads(line) for line in _log(machine).splitlines()][-1]
+    assert said["level"] == "error"
+    assert "cannot fill the memory of container new" in said["msg"]
+    assert "was ended by signal 9" in said["msg"]
+    assert machine.status("new") == "gone"
+    assert not Path(f"/proc/{workers[1]}").exists()
+    machine.grit("restore", "-d", "--image-path", str(situation.images), "-b", str(new.path), "new").ok()
+    _good(situation.answer(new))
+
+
 def test_parallel_alone_is_refused_where_it_cannot_be(machine: Machine) -> None:
     machine.configure(memory={"transport": "parallel"})
     situation = Situation(machine, "memory-threads")
