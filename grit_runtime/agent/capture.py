@@ -60,9 +60,15 @@ async def recover(program: Program) -> None:
             *program.argv, "recover", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        _, said = await process.communicate()
     except OSError as err:
         raise CaptureError(f"cannot call {' '.join(program.argv)}: {err.strerror}") from None
+    try:
+        async with asyncio.timeout(program.timeout):
+            _, said = await process.communicate()
+    except TimeoutError:
+        raise CaptureError(f"the runtime's `recover` did not end within {program.timeout:.0f} s") from None
+    finally:
+        await _end(process)
     if process.returncode:
         _LOG.warning("recover: %s", said.decode(errors="replace").strip())
 

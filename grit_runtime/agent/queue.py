@@ -14,6 +14,7 @@ Key = tuple[str, str, str]
 """Kind, namespace, name."""
 _LOG = logging.getLogger("grit-agent")
 _MOST = 60.0
+_MOST_DOUBLINGS = 16  # beyond any pause; a float has no room for a thousand
 
 
 class Queue:
@@ -48,14 +49,17 @@ class Queue:
                     failures = 0
                 except GritError as err:
                     _LOG.warning("%s: %s", "/".join(key), err)
-                    after, failures = min(self._pause * 2**failures, _MOST), failures + 1
+                    after, failures = self._pause_after(failures), failures + 1
                 except Exception:  # noqa: BLE001 - a bug in one object's turn must not end the others'
                     _LOG.exception("%s", "/".join(key))
-                    after, failures = min(self._pause * 2**failures, _MOST), failures + 1
+                    after, failures = self._pause_after(failures), failures + 1
                 if not await self._wait(key, after):
                     return
         finally:
             self._tasks.pop(key, None)
+
+    def _pause_after(self, failures: int) -> float:
+        return float(min(self._pause * 2 ** min(failures, _MOST_DOUBLINGS), _MOST))
 
     async def _wait(self, key: Key, after: float | None) -> bool:
         """Until it is wanted or `after` seconds have passed; False if there is nothing to wait for."""

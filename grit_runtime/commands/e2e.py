@@ -1,6 +1,7 @@
 """`e2e`: the whole way, tried on this node."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,16 +106,8 @@ def command(
         device, why = (None, "--no-gpu") if no_gpu else gpu.find(common.config().cuda.library_path)
         report = story.Report(tell=lambda line: None if as_json else common.printed(words.shown(line) + "\n"))
         report.skipped += [] if device else [f"the GPU: {why}"]
-        end = End()
         try:
-            try:
-                story.play(node, report, memory, device)
-            except InterruptedCallError as err:
-                end = End(INTERRUPTED, str(err))
-            except GritError as err:
-                end = End(FAILED, str(err), _diagnosed(node))
-            except OSError as err:
-                end = End(FAILED, f"{err.strerror or err}{f': {err.filename}' if err.filename else ''}")
+            end = _ended(node, lambda: story.play(node, report, memory, device))
         finally:
             left = node.close(keep=keep)
         if left and not end.code:
@@ -127,6 +120,18 @@ def command(
         return end.code
 
     return common.said(say, failure=UNABLE)
+
+
+def _ended(node: "Node", play: Callable[[], None]) -> End:
+    try:
+        play()
+    except InterruptedCallError as err:
+        return End(INTERRUPTED, str(err))
+    except GritError as err:
+        return End(FAILED, str(err), _diagnosed(node))
+    except OSError as err:
+        return End(FAILED, f"{err.strerror or err}{f': {err.filename}' if err.filename else ''}")
+    return End()
 
 
 def _require_able(directory: str, mebibytes: int) -> None:

@@ -11,17 +11,15 @@ from typing import Any
 
 from grit_runtime import names
 from grit_runtime.config import Config
-from grit_runtime.errors import GritError
-from grit_runtime.host import files, workspace
+from grit_runtime.errors import GritError, UsageError
+from grit_runtime.host import workspace
 from grit_runtime.host.transaction import read_journal
 from grit_runtime.inspection import words
 from grit_runtime.oci import log as logs
+from grit_runtime.report import read as records
 from grit_runtime.workflow import recover
 
 REFUSED, KILLED, BUSY = "error-line", "killed-call", "at-work"
-_FOLDER = "operations"  # below `log-dir`: a JSON file for each checkpoint or restore
-_MOST_BYTES = 1 << 20
-_MOST_FILES = 200
 _LONGEST = 4000
 _TEXT = re.compile(r'\blevel=error\b.*?\bmsg=("(?:[^"\\]|\\.)*"|\S+)')
 _TODO = {
@@ -54,7 +52,7 @@ class Call:
 
 def left(config: Config, target: str) -> list[Call]:
     """The calls of a container (or the beginning of its id; empty: of all), the newest first."""
-    found = [*_records(config.log_dir, target), *_journals(config.state_dir, target)]
+    found = [*_records(config, target), *_journals(config.state_dir, target)]
     return sorted(found, key=lambda call: -call.time)
 
 
@@ -75,24 +73,13 @@ def _one(call: Call) -> str:
     return f"{call.path}\n{who}{call.id}\n       {call.said}\n     to do: {call.todo}"
 
 
-def _records(directory: str, target: str) -> list[Call]:
-    """The failed ones among the records in `log-dir`. They are read with care: their fields are another's to say."""
-    folder = os.path.join(directory, _FOLDER)
+def _records(config: Config, target: str) -> list[Call]:
+    """The failed ones among the records in `log-dir`."""
     try:
-        listed = sorted((name for name in os.listdir(folder) if name.endswith(".json")), reverse=True)[:_MOST_FILES]
-    except OSError:
-        return []
-    found = []
-    for name in listed:
-        path = os.path.join(folder, name)
-        try:
-            data = files.read_json(path, _MOST_BYTES)
-        except (OSError, ValueError):
-            continue
-        said = data.get("error") if isinstance(data, dict) else None
-        if isinstance(said, str) and said and str(data.get("container", "")).startswith(target):
-            found.append(_call(REFUSED, path, str(data.get("container", "")), str(data.get("operation", "")), said))
-    return found
+        found, _ = records.everything(config, target)
+    except UsageError:
+        return []  # whoever may not read them has their own log to name
+    return [_call(REFUSED, one.source, one.container, one.operation, one.error) for one in found if not one.ok]
 
 
 def _journals(state_dir: str, target: str) -> list[Call]:

@@ -21,7 +21,6 @@ from grit_runtime.host.transaction import Effect
 
 REGISTRY = ".links"  # below the state directory; no escaped root begins with a dot
 _DIRECTORIES = "directories"  # what we made above links, a JSON list
-_PATIENCE = 10.0  # seconds for the lock
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,14 @@ class SharedLink(Effect):
     target: str
     registry: str
     owner: str
+    timeout: float = 10.0
+    """Seconds to wait for another of ours that changes links."""
 
     def describe(self) -> str:
         return f"link {self.path} to {self.target}"
 
     def apply(self) -> None:
-        with _locked(self.registry):
+        with _locked(self.registry, self.timeout):
             owners = self._owners()
             if os.path.lexists(self.path) and not (os.path.isdir(owners) and self._is_ours()):
                 raise FileExistsError(errno.EEXIST, "exists, and is not our link to the new place", self.path)
@@ -52,7 +53,7 @@ class SharedLink(Effect):
     def undo(self) -> None:
         if not os.path.isdir(self.registry):
             return
-        with _locked(self.registry):
+        with _locked(self.registry, self.timeout):
             owners = self._owners()
             files.unlink_if_there(os.path.join(owners, self.owner))
             if os.path.isdir(owners) and not os.listdir(owners):
@@ -110,13 +111,13 @@ def _remember(registry: str, directories: list[str]) -> None:
 
 
 @contextmanager
-def _locked(registry: str) -> Iterator[None]:
+def _locked(registry: str, timeout: float) -> Iterator[None]:
     """Hold the registry's lock; an empty registry goes when it is given up.
 
     Raises:
         BusyError: somebody holds it for much longer than a few calls of the kernel take.
     """
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + timeout
     while True:
         os.makedirs(registry, mode=0o700, exist_ok=True)
         fd = os.open(registry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

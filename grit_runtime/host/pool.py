@@ -8,12 +8,14 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from grit_runtime.host import proc
 
 MOST = 16
+LONGEST = 1800.0  # seconds, where a caller says nothing else
 WORTH = 32 << 20  # bytes to move for each worker; for less, none is forked: it takes a few milliseconds
 _NUMBER = 4  # bytes of a job's number in the pipe
 _BATCH = select.PIPE_BUF  # what a pipe takes as a whole or not at all; a multiple of _NUMBER
@@ -33,7 +35,7 @@ def fitting(count: int, size: int) -> int:
     return min(count, 1 + size // WORTH)
 
 
-def each(do: Callable[[Job], Done], jobs: Sequence[Job], count: int) -> list[Done]:
+def each(do: Callable[[Job], Done], jobs: Sequence[Job], count: int, *, timeout: float = LONGEST) -> list[Done]:
     """Do `do` for each job, in `count` processes; the results in the order of the jobs.
 
     A worker has what we have: memory as of now, descriptors. What it changes in memory of its own is lost but for the
@@ -42,8 +44,11 @@ def each(do: Callable[[Job], Done], jobs: Sequence[Job], count: int) -> list[Don
     (pids.max), those that there are do it, or we ourselves; and beside other threads, whose locks a forked process
     would find taken for ever, we ourselves do.
 
+    Args:
+        timeout: seconds for the workers; what we do ourselves takes as long as the kernel takes.
+
     Raises:
-        OSError: a worker was ended by a signal (ECHILD).
+        OSError: a worker was ended by a signal (ECHILD), or they did not end in time (ETIMEDOUT).
         BaseException: the first that a job raised; jobs that weren't begun by then are left.
     """
     count = min(count, len(jobs))
@@ -57,7 +62,7 @@ def each(do: Callable[[Job], Done], jobs: Sequence[Job], count: int) -> list[Don
             if not _start(do, jobs, numbers, opened, children):
                 break
         os.close(opened.pop(0))
-        results = _collect(_numbers(len(jobs)), feed, children) if children else dict(enumerate(map(do, jobs)))
+        results = _collect(_numbers(len(jobs)), feed, children, timeout) if children else dict(enumerate(map(do, jobs)))
         return [results[number] for number in range(len(jobs))]
     finally:
         _end(children)
@@ -75,15 +80,18 @@ def _start(
     """Fork one, and note where its results can be read; False if no more are to be had."""
     parent, (answers, answer) = os.getpid(), os.pipe()
     opened.append(answers)
+    # Else a handler that raises could have the child go on as a second one of us, or us forget the child.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _POLITE)
     try:
         pid = os.fork()
+        if not pid:
+            _be_worker(do, jobs, numbers, answer, [fd for fd in opened if fd != numbers], parent)
+        children[answers] = pid
     except OSError:
-        os.close(answer)
         return False
-    if not pid:
-        _be_worker(do, jobs, numbers, answer, [fd for fd in opened if fd != numbers], parent)
-    children[answers] = pid
-    os.close(answer)
+    finally:
+        os.close(answer)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return True
 
 
@@ -130,9 +138,10 @@ def _packed(err: BaseException) -> bytes:
     return packed
 
 
-def _collect(numbers: memoryview, feed: int, children: dict[int, int]) -> dict[int, Any]:
+def _collect(numbers: memoryview, feed: int, children: dict[int, int], timeout: float) -> dict[int, Any]:
     """Hand out the numbers, and gather the results until every worker is through."""
     results: dict[int, Any] = {}
+    deadline = time.monotonic() + timeout
     said: dict[int, bytearray] = {answers: bytearray() for answers in children}
     poll = select.poll()
     for answers in said:
@@ -142,7 +151,10 @@ def _collect(numbers: memoryview, feed: int, children: dict[int, int]) -> dict[i
     if numbers:
         poll.register(feed, select.POLLOUT)
     while said:
-        for fd, _ in poll.poll():
+        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not ready:
+            raise OSError(errno.ETIMEDOUT, f"worker processes did not end within {timeout:.0f} s")
+        for fd, _ in ready:
             if fd == feed:
                 numbers = _hand_out(numbers, feed)
                 if not numbers:

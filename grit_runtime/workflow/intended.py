@@ -41,7 +41,9 @@ def shared_links(context: Context, made: plan.Plan) -> list[links.SharedLink]:
     registry = os.path.join(context.config.state_dir, links.REGISTRY)
     root, container = os.path.split(context.workspace_path)
     owner = f"{os.path.basename(root)}!{container}"
-    return [links.SharedLink(link.path, link.target, registry, owner) for link in made.links]
+    return [
+        links.SharedLink(link.path, link.target, registry, owner, context.config.timeouts.lock) for link in made.links
+    ]
 
 
 def criu_configuration(context: Context, bundle: Bundle, made: plan.Plan) -> str:

@@ -43,7 +43,7 @@ def is_from_before_a_reboot(images: str) -> bool:
         return False
     machine, _, boot = written.rpartition("/")
     mine, _, now = _writer().rpartition("/")
-    return bool(files.read_text(_MACHINE_ID).strip()) and machine == mine and boot != now
+    return bool(machine_and_boot()[0]) and machine == mine and boot != now
 
 
 def _is_ours_alone(there: os.stat_result) -> bool:
@@ -66,9 +66,8 @@ def settle(images: str) -> str:
         publish.publish(images)
         return "the checkpoint was complete, and is finished now"
     if _moving_had_begun(partial, images):
-        return (
-            "a damaged checkpoint, left as it is: remove it"  # without `.grit-partial` it would look like plain images
-        )
+        # Without `.grit-partial` it would look like plain images.
+        return "a damaged checkpoint, left as it is: remove it"
     files.remove_tree(partial)
     files.sync_directory(images)
     return "an unfinished dump was removed"
@@ -133,5 +132,11 @@ def _is_whole(partial: str, images: str) -> bool:
         return False
 
 
+def machine_and_boot() -> tuple[str, str]:
+    """What names this machine (machine-id(5)), empty if nothing does, and this boot of it."""
+    return files.read_text(_MACHINE_ID).strip(), files.read_text(_BOOT_ID).strip()
+
+
 def _writer() -> str:
-    return f"{files.read_text(_MACHINE_ID).strip()}/{os.uname().nodename}/{files.read_text(_BOOT_ID).strip()}"
+    machine, boot = machine_and_boot()
+    return f"{machine}/{os.uname().nodename}/{boot}"

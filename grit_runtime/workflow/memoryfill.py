@@ -37,7 +37,8 @@ def fill(context: Context, prepared: Prepared, pids: list[int], *, in_huge_pages
             userfault = None if pid in in_huge_pages else _userfault(context, inner[pid], split)
             ways.append((split, userfault))
             found.append(_image(prepared, inner[pid], pagemap, split, userfault))
-        size = filling.fill(found, pool.workers(context.config.memory.workers))
+        workers = pool.workers(context.config.memory.workers)
+        size = filling.fill(found, workers, timeout=context.config.timeouts.restore)
     except OSError as err:
         raise RestoreError(f"cannot fill the memory of container {context.container}: {err}") from None
     finally:

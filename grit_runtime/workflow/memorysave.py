@@ -68,7 +68,8 @@ def finish(context: Context, partial: str, pids: list[int]) -> dict[str, list[st
         for name in os.listdir(partial):
             if name.startswith("pages-") and os.path.islink(os.path.join(partial, name)):
                 os.unlink(os.path.join(partial, name))
-        checksums = save.save(images, pool.workers(context.config.memory.workers))
+        workers = pool.workers(context.config.memory.workers)
+        checksums = save.save(images, workers, timeout=context.config.timeouts.checkpoint)
     except OSError as err:
         where = f" {err.filename}" if err.filename else ""
         raise CaptureError(

@@ -14,7 +14,7 @@ from dataclasses import replace
 from grit_runtime import names
 from grit_runtime.errors import CaptureError, CheckpointError, UsageError
 from grit_runtime.host import files, proc
-from grit_runtime.workflow import capture, operations, prune, publish
+from grit_runtime.workflow import capture, interrupted, operations, prune, publish
 from grit_runtime.workflow.byhand import Capture
 from grit_runtime.workflow.capture import Held
 
@@ -98,7 +98,7 @@ def _hidden(target: str) -> str:
 
 def _writer() -> tuple[str, str]:
     """This machine, empty if it isn't known, and this boot of it; short, for a name."""
-    machine, boot = (files.read_text(path).strip() for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"))
+    machine, boot = interrupted.machine_and_boot()
     return machine[:12], boot[:8]
 
 

@@ -218,7 +218,12 @@ def _verify(context: Context, request: Request, prepared: Prepared, pid: int) ->
         remount.make_root_read_only(pid)  # CRIU restores the flags of the root mount since 4.2
     score = request.bundle.section("process").get("oomScoreAdj")
     if isinstance(score, int):
-        oom.raise_to(score, pids)  # CRIU gives back the one that was in the images
+        try:
+            oom.raise_to(score, pids)  # CRIU gives back the one that was in the images
+        except OSError as err:
+            raise RestoreError(
+                f"cannot give container {context.container} the oomScoreAdj {score} of config.json: {err.strerror}"
+            ) from None
     return pids
 
 

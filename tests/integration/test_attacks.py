@@ -255,6 +255,16 @@ def test_no_process_counts_for_less_with_the_oom_killer_than_config_json_says(
     assert int(Path(f"/proc/{machine.state_of('new')['pid']}/oom_score_adj").read_text()) == expected
 
 
+def test_an_oom_score_that_is_none_is_named_and_nothing_is_left(machine: Machine) -> None:
+    new = _pod(machine)
+    new.edit(lambda c: c["process"].update(oomScoreAdj=5000))
+    images = _capture(machine)
+    ran = machine.grit("restore", "-d", "--image-path", str(images), "--bundle", str(new.path), "new")
+    assert ran.code == 1
+    assert "cannot give container new the oomScoreAdj 5000 of config.json: Invalid argument" in ran.err
+    assert machine.status("new") == "gone"
+
+
 def test_no_process_has_a_hard_limit_above_that_of_config_json(machine: Machine) -> None:
     old, new = machine.bundle("old"), _pod(machine)
     new.edit(lambda c: c["process"].update(rlimits=[{"type": "RLIMIT_NOFILE", "hard": 64, "soft": 64}]))

@@ -16,7 +16,7 @@ from grit_runtime.criu.memory import fill, save
 from grit_runtime.criu.pagemap import PAGE, PRESENT, Pagemap
 from grit_runtime.errors import CheckpointError
 from grit_runtime.host import inject, vm
-from tests.integration.machine import Machine, tree
+from tests.integration.machine import Bundle, Machine, tree
 from tests.integration.surroundings import Situation
 
 pytestmark = [pytest.mark.needs("root", "runc", "criu", "busybox", "cc"), pytest.mark.timeout(120)]
@@ -171,17 +171,23 @@ def test_a_memory_limit_that_is_too_low_is_an_error_and_nothing_is_left(machine:
     assert "container new" in err
 
 
-@pytest.mark.parametrize("moment", [0.02, 0.1, 0.2])
-def test_a_runtime_killed_while_memory_is_filled_leaves_nothing(machine: Machine, moment: float) -> None:
-    situation = _stopped(machine)
-    new = situation.bundle("new")
-    situation.bring(new)
+def _filling(machine: Machine, situation: Situation, new: Bundle) -> "subprocess.Popen[bytes]":
+    """A restore that has begun to fill memory, slowly."""
     argv = machine.argv("restore", "-d", "--image-path", str(situation.images), "-b", str(new.path), "new")
     environment = {**machine.environment(), "GRIT_TEST_SLOW_FILL": "1"}
     process = subprocess.Popen(
         argv, env=environment, cwd=machine.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     machine.wait(lambda: (machine.path / "filling").exists())
+    return process
+
+
+@pytest.mark.parametrize("moment", [0.02, 0.1, 0.2])
+def test_a_runtime_killed_while_memory_is_filled_leaves_nothing(machine: Machine, moment: float) -> None:
+    situation = _stopped(machine)
+    new = situation.bundle("new")
+    situation.bring(new)
+    process = _filling(machine, situation, new)
     time.sleep(moment)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -196,12 +202,7 @@ def test_a_worker_killed_while_memory_is_filled_is_an_error_and_nothing_is_left(
     situation = _stopped(machine)
     new = situation.bundle("new")
     situation.bring(new)
-    argv = machine.argv("restore", "-d", "--image-path", str(situation.images), "-b", str(new.path), "new")
-    environment = {**machine.environment(), "GRIT_TEST_SLOW_FILL": "1"}
-    process = subprocess.Popen(
-        argv, env=environment, cwd=machine.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    machine.wait(lambda: (machine.path / "filling").exists())
+    process = _filling(machine, situation, new)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
     workers = [pid for pid, command in commands.items() if command == Path(f"/proc/{process.pid}/cmdline").read_bytes()]

@@ -171,7 +171,10 @@ def _config(tmp_path: Path) -> Any:
 def test_a_call_that_never_ran_criu_is_told_by_its_error_line(tmp_path: Path) -> None:
     records = tmp_path / "logs/operations"
     records.mkdir(parents=True)
-    said = {"operation": "restore", "container": "abc", "error": "mount /data is \x1b[2J missing (nothing was touched)"}
+    said = {
+        "format": 1, "operation": "restore", "container": "abc", "images": "/x", "outcome": "failed", "began": 1.0,
+        "error": "mount /data is \x1b[2J missing (nothing was touched)", "seconds": 0.1, "phases": [],
+    }  # fmt: skip
     (records / "20261125T000002Z-abc-restore.json").write_text(json.dumps(said))
     (records / "20261125T000003Z-abc-restore.json").write_text(json.dumps({**said, "error": "", "outcome": "ok"}))
     for number, torn in enumerate(("{", "[]", "7", json.dumps({"error": ["x"]}), "\x00")):

@@ -55,7 +55,7 @@ def test_only_the_thread_that_may_runs_and_afterwards_all_are_stopped(
     with hold.held([process.pid], [second], timeout=5):
         # By state, not by what it counts: the one that is held may hold Python's interpreter lock.
         time.sleep(0.1)
-        assert proc.state(second) in ("R", "S")
+        assert proc.state(second) in ("R", "S", "D")  # it writes to a disk
         assert {proc.state(thread) for thread in proc.threads(process.pid) - {second}} == {"t"}
         assert not _moves(path / "one")
     assert {proc.state(thread) for thread in proc.threads(process.pid)} == {"T"}

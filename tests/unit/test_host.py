@@ -385,13 +385,10 @@ def test_a_fifo_is_no_text_and_keeps_nobody_waiting(tmp_path: Path) -> None:
     assert files.read_text(str(tmp_path / "text"), 2) == "bc"
 
 
-def test_the_lock_of_shared_links_is_waited_for_and_not_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(links, "_PATIENCE", 0.05)
+def test_the_lock_of_shared_links_is_waited_for_and_not_for_ever(tmp_path: Path) -> None:
     registry = tmp_path / "registry"
     registry.mkdir()
-    effect = links.SharedLink(str(tmp_path / "link"), str(tmp_path), str(registry), "owner")
+    effect = links.SharedLink(str(tmp_path / "link"), str(tmp_path), str(registry), "owner", 0.05)
     held = os.open(registry, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     with pytest.raises(BusyError, match="holds"):

@@ -121,6 +121,35 @@ def test_a_polite_signal_ends_no_worker() -> None:
     assert pool.each(do, range(4), 2) == [0, 1, 2, 3]
 
 
+def test_a_polite_signal_right_after_the_fork_is_not_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that raised there would have the worker go on as a second one of its parent."""
+    parent, fork = os.getpid(), os.fork
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        os._exit(7 if os.getpid() != parent else 8)
+
+    def interrupted() -> int:
+        pid = fork()
+        if not pid:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pid
+
+    monkeypatch.setattr(os, "fork", interrupted)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        assert pool.each(lambda job: job, range(4), 2) == [0, 1, 2, 3]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_workers_that_do_not_end_are_ended() -> None:
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError, match="did not end within 0 s"):
+        pool.each(lambda _: time.sleep(60), range(4), 2, timeout=0.2)
+    assert time.monotonic() - begun < 10
+
+
 def test_a_signal_while_workers_are_waited_for_leaves_none() -> None:
     def interrupt(_: int, __: FrameType | None) -> None:
         raise _Signal

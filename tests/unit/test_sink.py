@@ -61,6 +61,20 @@ def test_a_file_that_is_there_is_left(folder: Path) -> None:
     assert path.read_text() == "mine"
 
 
+def _of_mapping(address: int, field: str) -> int:
+    """Bytes, by proc_pid_smaps(5)."""
+    _, _, after = Path("/proc/self/smaps").read_text().partition(f"\n{address:x}-")
+    return int(next(line.split()[1] for line in after.splitlines() if line.startswith(f"{field}:"))) << 10
+
+
+def _huge_pages() -> str:
+    try:
+        return Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").read_text()
+    except OSError:
+        return "[deny]"
+
+
+@pytest.mark.skipif("[deny]" in _huge_pages(), reason="this kernel gives none to tmpfs")
 def test_huge_pages_on_any_tmpfs() -> None:
     fd = os.open(TMPFS, os.O_TMPFILE | os.O_RDWR)
     try:
@@ -69,8 +83,9 @@ def test_huge_pages_on_any_tmpfs() -> None:
         there = mapped.Mapped(fd, 2 * mapped.HUGE)
         try:
             assert there.address % mapped.HUGE == 0
-            if there.take_huge_pages(0, 2 * mapped.HUGE):  # the kernel may have none
-                assert os.fstat(fd).st_blocks * 512 == 2 * mapped.HUGE
+            assert there.take_huge_pages(0, 2 * mapped.HUGE)
+            assert os.fstat(fd).st_blocks * 512 == 2 * mapped.HUGE
+            assert _of_mapping(there.address, "ShmemPmdMapped") == 2 * mapped.HUGE
             ctypes.memset(there.address, 7, 100)
             assert os.pread(fd, 101, 0) == b"\7" * 100 + b"\0"
         finally:

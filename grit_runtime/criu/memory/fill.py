@@ -65,7 +65,7 @@ class Image:
     """Of its chunks; None if nobody recorded them: what is in no run isn't read then."""
 
 
-def fill(images: Sequence[Image], workers: int) -> int:
+def fill(images: Sequence[Image], workers: int, *, timeout: float = pool.LONGEST) -> int:
     """Fill, and compare.
 
     Returns:
@@ -85,7 +85,7 @@ def fill(images: Sequence[Image], workers: int) -> int:
             for number, (start, end) in enumerate(digest.chunks(image.size))
         ]
         count = pool.fitting(workers, sum(image.size for image, _ in opened))
-        return sum(pool.each(lambda job: _chunk(*job), jobs, count))
+        return sum(pool.each(lambda job: _chunk(*job), jobs, count, timeout=timeout))
     finally:
         for _, fd in opened:
             os.close(fd)

@@ -73,7 +73,7 @@ class Image:
     memory: Memory
 
 
-def save(images: Sequence[Image], workers: int) -> dict[str, list[str]]:
+def save(images: Sequence[Image], workers: int, *, timeout: float = pool.LONGEST) -> dict[str, list[str]]:
     """Write pages images, which must not exist.
 
     Returns:
@@ -91,7 +91,9 @@ def save(images: Sequence[Image], workers: int) -> dict[str, list[str]]:
         ]
         runs = {image.path: _Runs(image.pagemap.runs()) for image in images}
         count = pool.fitting(workers, sum(image.pagemap.size for image in images))
-        values = pool.each(lambda job: _chunk(job[0], runs[job[0].path], job[1], job[2], job[3]), jobs, count)
+        values = pool.each(
+            lambda job: _chunk(job[0], runs[job[0].path], job[1], job[2], job[3]), jobs, count, timeout=timeout
+        )
     finally:
         for sink in sinks:
             sink.close()
