@@ -103,9 +103,11 @@ TABLE: tuple[Cause, ...] = (
     ),
     Cause(
         id="iptables",
-        line=r"Iptables configuration failed",
-        means="CRIU found no iptables that works, by which it keeps packets away from a frozen TCP connection",
-        todo="install iptables, or set network-lock: nftables (or skip) for criu.dump and criu.restore",
+        line=r"Iptables configuration failed|Locking network failed: ip6?tables-restore returned",
+        means="CRIU found no iptables that works, by which it keeps packets away from a frozen TCP connection: the "
+        "program is missing, or what the kernel needs for it (CONFIG_NETFILTER_XT_MARK)",
+        todo="install iptables, load xt_mark, or set network-lock: nftables (or, where no connection is to be kept, "
+        "skip) for criu.dump and criu.restore",
     ),
     Cause(
         id="mount-not-mapped",

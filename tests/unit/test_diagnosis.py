@@ -31,7 +31,7 @@ LINES = {
     "network-unreachable": "Error (criu/sk-inet.c:1000): inet: Can't connect inet socket back: Network is unreachable",
     "address-missing": "Error (criu/sk-inet.c:1000): inet: connect inet socket back: Cannot assign requested address",
     "bind-missing": "Error (criu/sk-inet.c:1040): inet: Can't bind inet socket (id 10): Cannot assign address",
-    "iptables": "Error (criu/netfilter.c:105): Iptables configuration failed",  # (real)
+    "iptables": "Error (criu/net.c:3436): net: Locking network failed: iptables-restore returned -1.",  # (real)
     "mount-not-mapped": "Error (criu/mount.c:3141): mnt: No mapping for 2054:(null) mountpoint",  # the seed's
     "mount-source-missing": "Error (criu/mount.c:2511): mnt: Can't bind-mount at /tmp/.criu.x/etc/hosts: No such file",
     "mount-no-root": "Error (criu/mount.c:753): mnt: 2054:./proc/driver/nvidia doesn't have a proper root mount",
