@@ -100,6 +100,7 @@ class Cuda:
     ipc: str = names.CUDA_IPC_DETECT
     multi_gpu: str = names.CUDA_MULTI_GPU_REFUSE
     huge_pages: str = names.HUGE_AUTO
+    staging: str = names.STAGING_AUTO
     lock_timeout: float = 10
     timeout: float = 600
 

@@ -80,6 +80,8 @@ CUDA_IPC_IGNORE = "ignore"
 CUDA_MULTI_GPU_REFUSE = "refuse"
 HUGE_AUTO = "auto"
 HUGE_NEVER = "never"
+STAGING_AUTO = "auto"
+STAGING_NEVER = "never"
 
 # The configuration's words for how memory is moved.
 MEMORY_AUTO = "auto"

@@ -1,4 +1,5 @@
-"""Having a stopped process make a system call (ptrace(2)): a userfaultfd belongs to the process that made it.
+"""Having a stopped process make system calls (ptrace(2)): a userfaultfd belongs to the process that made it, and only
+the process itself can map a file.
 
 The process is in a group-stop and stays in it: only its first thread is seized, made to execute the instruction
 `syscall` of its own vDSO, and let go with the registers that it had; it goes back into the group-stop then. Signals are
@@ -12,7 +13,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from grit_runtime.host import proc
@@ -25,9 +26,11 @@ _PRSTATUS = 1
 _WALL = 0x40000000
 _TIMEOUT = 5.0  # seconds
 _MOST_STEPS = 16
+_MOST_ERRNO = 4095
 
 # <asm/unistd_64.h>, <linux/userfaultfd.h>
-_USERFAULTFD, _CLOSE, _PIDFD_GETFD = 323, 3, 438
+CLOSE = 3
+_USERFAULTFD, _PIDFD_GETFD = 323, 438
 _USER_MODE_ONLY = 1
 
 # struct user_regs_struct, in words of 8 bytes.
@@ -35,7 +38,10 @@ _WORDS = 27
 _R10, _R9, _R8, _RAX, _RDX, _RSI, _RDI, _ORIG_RAX, _RIP, _CS, _EFLAGS = 7, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18
 _USER_CS = 0x33  # of a 64-bit task
 _TRAP_FLAG = 0x100
+_ARGUMENTS = (_RDI, _RSI, _RDX, _R10, _R8, _R9)
 _SYSCALL = b"\x0f\x05"
+Call = Callable[..., int]
+"""A system call in the process, by its number and up to six numbers; what it returned. Raises InjectError."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
@@ -66,16 +72,26 @@ def userfaultfd(pid: int) -> int:
     Raises:
         InjectError: it isn't stopped, isn't 64 bits wide, or the kernel said no.
     """
+    with calling(pid) as call:
+        theirs = call(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
+        try:
+            return fetch(pid, theirs)
+        finally:
+            call(CLOSE, theirs)
+
+
+@contextmanager
+def calling(pid: int) -> Iterator[Call]:
+    """Have a stopped process make system calls; it is stopped again afterwards.
+
+    Raises:
+        InjectError: it isn't stopped, isn't 64 bits wide, or didn't stop again.
+    """
     if proc.state(pid) != "T":
         raise InjectError(errno.EINVAL, f"process {pid} is not stopped")
     instruction = _find_instruction(pid)
     with _seized(pid):
-        flags = os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY
-        theirs = _call(pid, instruction, _USERFAULTFD, flags)
-        try:
-            return _fetch(pid, theirs)
-        finally:
-            _call(pid, instruction, _CLOSE, theirs)
+        yield lambda number, *arguments: _call(pid, instruction, number, arguments)
 
 
 def _find_instruction(pid: int) -> int:
@@ -93,7 +109,8 @@ def _find_instruction(pid: int) -> int:
     raise InjectError(errno.ENOENT, f"process {pid} has no vDSO with a system call in it")
 
 
-def _fetch(pid: int, theirs: int) -> int:
+def fetch(pid: int, theirs: int) -> int:
+    """A descriptor of ours for one of the process' (pidfd_getfd(2)). Raises InjectError."""
     pidfd = os.pidfd_open(pid)
     try:
         ours: int = _libc.syscall(_PIDFD_GETFD, pidfd, theirs, 0)
@@ -131,13 +148,13 @@ def _seized(pid: int) -> Iterator[None]:
         time.sleep(0.001)
 
 
-def _call(pid: int, instruction: int, number: int, first: int) -> int:
+def _call(pid: int, instruction: int, number: int, arguments: tuple[int, ...]) -> int:
     """One system call; what it returned."""
     registers = _registers(pid)
-    registers[_RIP], registers[_RAX], registers[_RDI] = instruction, number, first
+    registers[_RIP], registers[_RAX] = instruction, number
     registers[_ORIG_RAX] = (1 << 64) - 1  # no system call is to be restarted
-    for word in (_RSI, _RDX, _R10, _R8, _R9):
-        registers[word] = 0
+    for place, word in enumerate(_ARGUMENTS):
+        registers[word] = arguments[place] if place < len(arguments) else 0
     registers[_EFLAGS] &= ~_TRAP_FLAG
     _set_registers(pid, registers)
     for _ in range(_MOST_STEPS):
@@ -148,7 +165,7 @@ def _call(pid: int, instruction: int, number: int, first: int) -> int:
             continue
         if now[_RIP] == instruction + len(_SYSCALL):
             value = ctypes.c_int64(now[_RAX]).value
-            if value < 0:
+            if -_MOST_ERRNO <= value < 0:
                 raise InjectError(-value, f"system call {number} of process {pid}: {os.strerror(-value)}")
             return value
         break

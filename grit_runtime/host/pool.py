@@ -9,7 +9,8 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from grit_runtime.host import proc
@@ -64,6 +65,33 @@ def each(do: Callable[[Job], Done], jobs: Sequence[Job], count: int, *, timeout:
         os.close(opened.pop(0))
         results = _collect(_numbers(len(jobs)), feed, children, timeout) if children else dict(enumerate(map(do, jobs)))
         return [results[number] for number in range(len(jobs))]
+    finally:
+        _end(children)
+        for fd in opened:
+            os.close(fd)
+
+
+@contextmanager
+def aside(do: Callable[[], Done], *, timeout: float = LONGEST) -> Iterator[Callable[[], Done] | None]:
+    """Have something done in a process of its own while we go on; what that may be is as of a job of `each`.
+
+    Yields:
+        Waits for the result, and may raise as `each` does; called once. Without it, what is done ends with the block.
+        None where no process is to be had, and beside other threads: nothing is done then.
+    """
+    if threading.active_count() > 1:
+        yield None
+        return
+    numbers, feed = os.pipe()
+    opened = [numbers, feed]
+    children: dict[int, int] = {}
+    try:
+        if not _start(lambda _: do(), (None,), numbers, opened, children):
+            yield None
+            return
+        os.close(opened.pop(0))
+        _hand_out(_numbers(1), feed)
+        yield lambda: _collect(_numbers(0), feed, children, timeout)[0]
     finally:
         _end(children)
         for fd in opened:

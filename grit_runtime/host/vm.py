@@ -4,6 +4,7 @@ userfaultfd(2), proc_pid_mem(5)). Every call releases Python's lock while the ke
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import time
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 
 PAGE = 4096
 _IOV_MAX = 1024
+_AROUND = 65536  # bytes that one fault of a file's page maps (fault_around_bytes)
 _RETRY = 0.0005  # seconds
 _MOST_RETRIES = 4000
 
@@ -86,6 +88,20 @@ def write(pid: int, pieces: Pieces, address: int) -> None:
         if done != wanted:
             number = ctypes.get_errno() if done < 0 else errno.EFAULT
             raise OSError(number, f"cannot write {wanted} bytes at {batch[0][0]:#x}: {os.strerror(number)}")
+
+
+def touch(pid: int, address: int, size: int) -> None:
+    """Have the page table of memory that is mapped from a file filled, as far as it is still there: a read of one page
+    maps those around it, too (mm/memory.c, do_fault_around).
+    """
+    pieces = [(at, 1) for at in range(address, address + size, _AROUND)]
+    for batch, base in _batches(pieces, _sink().address):
+        _transfer(_libc.process_vm_readv, pid, batch, base, len(batch))
+
+
+@functools.cache
+def _sink() -> Buffer:
+    return Buffer(PAGE)
 
 
 def _batches(pieces: Pieces, address: int) -> list[tuple[Pieces, int]]:

@@ -39,6 +39,7 @@ MEANINGS = {
     "release": "the pid file, letting the tasks run",
     "cuda lock": "waiting for work on the GPU to end, holding back more",
     "cuda checkpoint": "device memory into the processes' memory",
+    "images compared": "images that the driver reads meanwhile, with their checksums",
     "huge pages": "transparent huge pages given to everybody, then as before",
 }
 

@@ -20,7 +20,7 @@ from grit_runtime.errors import CaptureError
 from grit_runtime.host import cgroups, nccl, proc, run, shared
 from grit_runtime.host.transaction import Transaction
 from grit_runtime.oci.bundle import Bundle
-from grit_runtime.workflow import cudaplan
+from grit_runtime.workflow import cudaplan, staging
 from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.cudasigns import DEVICES
 from grit_runtime.workflow.cudastate import CudaSuspended, huge_pages, settings
@@ -126,9 +126,10 @@ def _suspend(
     if huge:
         transaction.do(huge)
     switched = context.record.begin("huge pages", huge.describe()) if huge else None
-    seconds = processes.suspend(
-        api, initial, lock_timeout=context.config.cuda.lock_timeout, timeout=context.config.cuda.timeout
-    )
+    with staging.seen(context, threads, section):
+        seconds = processes.suspend(
+            api, initial, lock_timeout=context.config.cuda.lock_timeout, timeout=context.config.cuda.timeout
+        )
     if huge and switched:
         transaction.undo(huge)
         context.record.end(switched)

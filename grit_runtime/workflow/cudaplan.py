@@ -25,6 +25,8 @@ class Process:
     thread: int
     memory: dict[str, int] | None
     """GPU UUID to bytes; None if nobody could say."""
+    staging: tuple[tuple[int, int], ...] = ()
+    """Start and end of the memory that the driver moves device memory through, if somebody saw it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,7 @@ def recorded(section: Any, path: str) -> Recording | None:
                 pid=int(entry["pid"]),
                 thread=int(entry["restoreThread"]),
                 memory=None if entry["memory"] is None else {str(k): int(v) for k, v in entry["memory"].items()},
+                staging=tuple(sorted((int(start), int(end)) for start, end in entry.get("staging", ()))),
             )
             for entry in section["processes"]
         )

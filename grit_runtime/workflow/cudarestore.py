@@ -8,6 +8,7 @@ opens its devices through us, whatever the container may open.
 
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,16 @@ class Prepared:
         """The pids within the container of the CUDA processes, as far as somebody recorded them, if they get any."""
         known = self.plan.recording.processes if self.plan.recording else ()
         return tuple(process.pid for process in known) if hugepages.for_all() else ()
+
+    def staging(self) -> dict[int, tuple[tuple[int, int], ...]]:
+        """Start and end of the driver's staging memory by the pid within the container, as far as somebody saw it."""
+        known = self.plan.recording.processes if self.plan.recording else ()
+        return {process.pid: process.staging for process in known if process.staging}
+
+    def all_of_them(self, pids: Collection[int]) -> bool:
+        """Whether these, as the host sees them, are all of the CUDA processes."""
+        known = self.plan.recording.processes if self.plan.recording else ()
+        return bool(known) and {process.pid for process in known} <= {proc.inner_pid(pid) for pid in pids}
 
     def with_devices(self, config: dict[str, Any]) -> dict[str, Any]:
         """config.json with the GPUs' device nodes."""

@@ -2,11 +2,12 @@
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from grit_runtime.criu.memory import fill as filling
-from grit_runtime.criu.memory.split import Split
-from grit_runtime.criu.pagemap import Pagemap
+from grit_runtime.criu.memory.split import Split, outside
+from grit_runtime.criu.pagemap import Run
 from grit_runtime.errors import RestoreError
 from grit_runtime.host import inject, pool, proc
 from grit_runtime.host.vm import Userfault
@@ -14,13 +15,21 @@ from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.memoryplan import Prepared, pages_name
 
 
-def fill(context: Context, prepared: Prepared, pids: list[int], *, in_huge_pages: Collection[int] = ()) -> None:
+def fill(
+    context: Context,
+    prepared: Prepared,
+    pids: Sequence[int],
+    *,
+    in_huge_pages: Collection[int] = (),
+    mapped: Mapping[int, Sequence[Run]] = MappingProxyType({}),
+) -> None:
     """Fill what CRIU has left out.
 
     Args:
         pids: the container's processes, all stopped.
         in_huge_pages: pids within the container of processes whose memory is to be in huge pages, which UFFDIO_COPY
             makes none of.
+        mapped: by pid, what needs no filling.
 
     Raises:
         CheckpointError: an image isn't what it was.
@@ -28,29 +37,63 @@ def fill(context: Context, prepared: Prepared, pids: list[int], *, in_huge_pages
     """
     begun = time.monotonic()
     inner = {proc.inner_pid(pid): pid for pid in pids}
-    ways: list[tuple[Split, Userfault | None]] = []
+    ways: dict[int, Userfault | None] = {}
     try:
-        found = []
-        for pid, (pagemap, split) in prepared.parts.items():
-            if pid not in inner:
-                raise RestoreError(f"cannot restore container {context.container}: its process {pid} is gone")
-            userfault = None if pid in in_huge_pages else _userfault(context, inner[pid], split)
-            ways.append((split, userfault))
-            found.append(_image(prepared, inner[pid], pagemap, split, userfault))
+        for number, (_, split) in prepared.parts.items():
+            if number not in inner:
+                raise RestoreError(f"cannot restore container {context.container}: its process {number} is gone")
+            pid = inner[number]
+            fast = number not in in_huge_pages and pid not in mapped  # what is mapped there can't be registered
+            ways[number] = _userfault(context, pid, split) if fast else None
         workers = pool.workers(context.config.memory.workers)
+        found = images(context, prepared, pids, ways, mapped)
         size = filling.fill(found, workers, timeout=context.config.timeouts.restore)
     except OSError as err:
         raise RestoreError(f"cannot fill the memory of container {context.container}: {err}") from None
     finally:
-        for split, userfault in ways:
+        for number, userfault in ways.items():
             if userfault is not None:
-                _let_go(userfault, split)
-    way = "userfaultfd" if all(userfault for _, userfault in ways) else "process_vm_writev"
+                _let_go(userfault, prepared.parts[number][1])
+    way = "userfaultfd" if all(ways.values()) else "process_vm_writev"
     took = time.monotonic() - begun
     context.record.add(size)
     context.log.line(
         "info", f"container {context.container}: {size >> 20} MiB of memory filled in {took:.2f} s by {way}"
     )
+
+
+def images(
+    context: Context,
+    prepared: Prepared,
+    pids: Sequence[int],
+    ways: Mapping[int, Userfault | None],
+    mapped: Mapping[int, Sequence[Run]],
+) -> list[filling.Image]:
+    """The pages images, with what of them goes where.
+
+    Args:
+        ways: the userfaultfd of a process, by its pid within the container.
+        mapped: by pid, what is there already.
+    """
+    inner, found = {proc.inner_pid(pid): pid for pid in pids}, []
+    for number, (pagemap, split) in prepared.parts.items():
+        if number not in inner:
+            raise RestoreError(f"cannot restore container {context.container}: its process {number} is gone")
+        pid, userfault, name = inner[number], ways.get(number), pages_name(pagemap)
+        memory = filling.ByWriting(pid) if userfault is None else filling.ByUserfault(pid, userfault)
+        there = mapped.get(pid, ())
+        missing = outside(split.runs, [(run.address, run.end) for run in there])
+        runs: list[tuple[Run, filling.Memory]] = [(run, memory) for run in missing]
+        runs += [(run, filling.ByMapping(pid)) for run in there]
+        found.append(
+            filling.Image(
+                path=os.path.join(prepared.path, name),
+                size=pagemap.size,
+                runs=tuple(sorted(runs, key=lambda each: each[0].offset)),
+                checksums=prepared.checksums.get(name),
+            )
+        )
+    return found
 
 
 def _userfault(context: Context, pid: int, split: Split) -> Userfault | None:
@@ -67,11 +110,16 @@ def _userfault(context: Context, pid: int, split: Split) -> Userfault | None:
         if userfault is not None:
             userfault.close()
         if proc.state(pid) != "T":  # it isn't as it was before, and could end with us
-            raise RestoreError(
-                f"cannot restore container {context.container}: its process {pid} is not stopped any more: {err}"
-            ) from None
+            raise not_stopped(context, pid, err) from None
         return None
     return userfault
+
+
+def not_stopped(context: Context, pid: int, err: OSError) -> RestoreError:
+    """What is said of a process that didn't come out of a system call of ours as it went in."""
+    return RestoreError(
+        f"cannot restore container {context.container}: its process {pid} is not stopped any more: {err}"
+    )
 
 
 def _let_go(userfault: Userfault, split: Split) -> None:
@@ -81,14 +129,3 @@ def _let_go(userfault: Userfault, split: Split) -> None:
         except OSError:
             continue  # the process is gone; closing does the rest
     userfault.close()
-
-
-def _image(prepared: Prepared, pid: int, pagemap: Pagemap, split: Split, userfault: Userfault | None) -> filling.Image:
-    memory: filling.Memory = filling.ByWriting(pid) if userfault is None else filling.ByUserfault(pid, userfault)
-    name = pages_name(pagemap)
-    return filling.Image(
-        path=os.path.join(prepared.path, name),
-        size=pagemap.size,
-        runs=tuple((run, memory) for run in split.runs),
-        checksums=prepared.checksums.get(name),
-    )

@@ -230,27 +230,18 @@ def _verify(context: Context, request: Request, prepared: Prepared, pid: int) ->
 def _bring_back(
     context: Context, request: Request, prepared: Prepared, transaction: Transaction, pid: int, pids: list[int]
 ) -> None:
-    """What CRIU has left out: memory and CUDA; with CUDA in huge pages, which the driver copies from faster."""
-    huge = prepared.cuda.huge_pages(context) if prepared.cuda else None
-    if huge:
-        transaction.do(huge)
-    switched = context.record.begin("huge pages", huge.describe()) if huge else None
-    if prepared.memory.parts:
-        from grit_runtime.workflow import memoryfill
+    """What CRIU has left out: memory and CUDA."""
+    if not prepared.cuda:
+        if prepared.memory.parts:
+            from grit_runtime.workflow import memoryfill
 
-        context.record.mark("memory")
-        large = prepared.cuda.in_huge_pages() if prepared.cuda else ()
-        memoryfill.fill(context, prepared.memory, pids, in_huge_pages=large)
-    if prepared.cuda:
-        from grit_runtime.workflow import cudarestore
+            context.record.mark("memory")
+            memoryfill.fill(context, prepared.memory, pids)
+        return
+    from grit_runtime.workflow import cudamemory
 
-        context.record.mark("cuda")
-        pids = context.downstream.processes(context.container, timeout=context.config.timeouts.command)
-        cudarestore.repair_devices(pid, prepared.cuda.plan.devices)
-        cudarestore.bring_back(context, prepared.cuda, pids, stopped=not request.shell_job)
-    if huge and switched:
-        transaction.undo(huge)
-        context.record.end(switched)
+    stopped = not request.shell_job
+    cudamemory.bring_back(context, prepared.memory, prepared.cuda, transaction, pid, pids, stopped=stopped)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

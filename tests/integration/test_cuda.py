@@ -504,6 +504,7 @@ def test_memory_is_in_huge_pages_only_while_cuda_is_moved(gpu: SimulatedGpu) -> 
     """Also when the runtime is killed meanwhile. The node's own setting is put back as it was."""
     before = hugepages.setting()
     Path(hugepages.SETTING).write_text("madvise")
+    gpu.configure(staging="never")
     try:
         old = gpu.start("old")
         gpu.faults("Checkpoint slow")

@@ -93,8 +93,15 @@ class SimulatedGpu:
         """What tells the driver where its GPU is."""
         return {"SIMULATED_GPU": str(self.directory), **self.more}
 
-    def bundle(self, name: str, *, mib: int = 64, seconds: int = 0, two: bool = False, by: str = "") -> Bundle:
-        """A bundle whose container counts on the GPU; `by`: what two processes have in common (counter.c)."""
+    def bundle(
+        self, name: str, *, mib: int = 64, seconds: int = 0, two: bool = False, by: str = "", keeps: bool = False
+    ) -> Bundle:
+        """A bundle whose container counts on the GPU.
+
+        Args:
+            by: what two processes have in common (counter.c).
+            keeps: the driver doesn't give staging memory back at a restore, as no known one does.
+        """
         made = self.machine.bundle(name)
         rootfs = made.path / "rootfs"
         for directory in ("simulated", "gpu", "lib64"):
@@ -113,7 +120,7 @@ class SimulatedGpu:
                 *([by] if by else []),
             ]
             config["process"]["args"] = args
-            config["process"]["env"] = ["NVIDIA_VISIBLE_DEVICES=all"]
+            config["process"]["env"] = ["NVIDIA_VISIBLE_DEVICES=all", *(["SIMULATED_KEEPS=1"] if keeps else [])]
             gpu = {"destination": "/gpu", "type": "bind", "source": str(self.directory), "options": ["rbind", "rw"]}
             config["mounts"].append(gpu)
 

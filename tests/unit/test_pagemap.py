@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grit_runtime.criu import pagemap as pagemaps
-from grit_runtime.criu.memory.split import SMALLEST, Vma, split
-from grit_runtime.criu.pagemap import PAGE, PARENT, PRESENT, Fields, Pagemap
+from grit_runtime.criu.memory.split import SMALLEST, Vma, intersection, outside, split
+from grit_runtime.criu.pagemap import PAGE, PARENT, PRESENT, Fields, Pagemap, Run
 from grit_runtime.errors import CheckpointError
 
 ANON = {"prot": 3, "flags": 0x22, "status": 1 | 1 << 9}
@@ -162,3 +162,22 @@ def test_whatever_stands_there_is_read_or_refused(data: bytes) -> None:
         pagemaps.decode(GOOD[:8] + data, "x")
     except CheckpointError:
         return
+
+
+@given(entries(), st.lists(st.tuples(st.integers(0, 4000), st.integers(1, 900)), max_size=6))
+def test_what_lies_within_ranges_and_outside_of_them_is_all(
+    listed: tuple[Fields, ...], wanted: list[tuple[int, int]]
+) -> None:
+    ranges, end = [], BASE
+    for gap, count in wanted:
+        ranges.append((end + gap * PAGE, end + (gap + count) * PAGE))
+        end = ranges[-1][1]
+    runs = Pagemap(pages_id=1, entries=listed).runs()
+    inside = [run for _, run in intersection(runs, ranges)]
+
+    def pages(some: "list[Run] | tuple[Run, ...]") -> dict[int, int]:
+        return {run.address + at: run.offset + at for run in some for at in range(0, run.size, PAGE)}
+
+    assert pages(inside) | pages(outside(runs, ranges)) == pages(runs)
+    assert not pages(inside).keys() & pages(outside(runs, ranges)).keys()
+    assert all(any(start <= address < stop for start, stop in ranges) for address in pages(inside))

@@ -215,3 +215,47 @@ def test_little_is_not_worth_a_worker() -> None:
     assert pool.fitting(16, 0) == 1
     assert pool.fitting(16, 100 * pool.WORTH) == 16
     assert pool.fitting(16, pool.WORTH) == 2
+
+
+class TestAside:
+    def test_it_is_done_while_we_go_on(self) -> None:
+        with pool.aside(os.getpid) as result:
+            assert result
+            assert result() != os.getpid()
+
+    def test_it_may_have_workers_of_its_own(self) -> None:
+        with pool.aside(lambda: sum(pool.each(lambda job: job, range(100), 3))) as result:
+            assert result
+            assert result() == sum(range(100))
+
+    def test_what_it_raises_is_raised(self) -> None:
+        def do() -> None:
+            raise CheckpointError("no")
+
+        with pool.aside(do) as result:
+            assert result
+            with pytest.raises(CheckpointError, match="no"):
+                result()
+
+    def test_what_nobody_waits_for_is_ended(self) -> None:
+        begun = time.monotonic()
+        with pool.aside(lambda: pool.each(lambda _: time.sleep(60), range(4), 2)):
+            time.sleep(0.2)
+        assert time.monotonic() - begun < 5
+
+    def test_it_has_its_time(self) -> None:
+        with pool.aside(lambda: time.sleep(60), timeout=0.2) as result:
+            assert result
+            with pytest.raises(OSError, match="did not end within"):
+                result()
+
+    def test_beside_other_threads_there_is_none(self) -> None:
+        there = threading.Event()
+        other = threading.Thread(target=there.wait)
+        other.start()
+        try:
+            with pool.aside(os.getpid) as result:
+                assert result is None
+        finally:
+            there.set()
+            other.join()

@@ -16,6 +16,9 @@ from grit_runtime.host import digest, pool, vm
 class Memory(Protocol):
     """The memory of a process."""
 
+    is_there: bool
+    """It holds what it is to hold already."""
+
     def put(self, address: int, source: int, size: int) -> None:
         """Copy memory of ours there. Raises OSError."""
 
@@ -30,10 +33,23 @@ class ByWriting:
     """process_vm_writev(2): the kernel makes each page, zeroes it, and copies."""
 
     pid: int
+    is_there = False
 
     def put(self, address: int, source: int, size: int) -> None:
         """See `Memory.put`."""
         vm.write(self.pid, [(address, size)], source)
+
+
+@dataclass(frozen=True, slots=True)
+class ByMapping:
+    """The file's own pages, mapped there (host/remap.py): only the page table is left to be filled."""
+
+    pid: int
+    is_there = True
+
+    def put(self, address: int, source: int, size: int) -> None:  # noqa: ARG002 - it is there
+        """See `Memory.put`."""
+        vm.touch(self.pid, address, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +58,7 @@ class ByUserfault:
 
     pid: int
     userfault: vm.Userfault
+    is_there = False
 
     def put(self, address: int, source: int, size: int) -> None:
         """See `Memory.put`."""
@@ -66,7 +83,7 @@ class Image:
 
 
 def fill(images: Sequence[Image], workers: int, *, timeout: float = pool.LONGEST) -> int:
-    """Fill, and compare.
+    """Fill, and compare, all chunks but those that `compare` is for.
 
     Returns:
         How many bytes were put into memory.
@@ -75,16 +92,32 @@ def fill(images: Sequence[Image], workers: int, *, timeout: float = pool.LONGEST
         CheckpointError: an image is shorter than its pagemap says, or not what it was.
         OSError: an image can't be read, or the memory not be filled.
     """
+    return _each(images, workers, timeout, there=False)
+
+
+def compare(images: Sequence[Image], workers: int, *, timeout: float = pool.LONGEST) -> int:
+    """Compare the chunks whose memory is there already, which may be in use meanwhile.
+
+    Returns and raises as `fill` does.
+    """
+    return _each(images, workers, timeout, there=True)
+
+
+def _each(images: Sequence[Image], workers: int, timeout: float, *, there: bool) -> int:
     opened = [(image, os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)) for image in images]
     try:
-        for _, fd in opened:
-            os.posix_fadvise(fd, 0, _AHEAD, os.POSIX_FADV_WILLNEED)
-        jobs = [
-            (_Runs(image.runs), image, fd, number, start, end)
-            for image, fd in opened
-            for number, (start, end) in enumerate(digest.chunks(image.size))
-        ]
-        count = pool.fitting(workers, sum(image.size for image, _ in opened))
+        jobs = []
+        for image, fd in opened:
+            runs = _Runs(image.runs)
+            chunks = [
+                (number, start, end)
+                for number, (start, end) in enumerate(digest.chunks(image.size))
+                if runs.are_there(start, end - start) is there
+            ]
+            jobs += [(runs, image, fd, *chunk) for chunk in chunks]
+            if chunks:
+                os.posix_fadvise(fd, chunks[0][1], _AHEAD, os.POSIX_FADV_WILLNEED)
+        count = pool.fitting(workers, digest.CHUNK * len(jobs))
         return sum(pool.each(lambda job: _chunk(*job), jobs, count, timeout=timeout))
     finally:
         for _, fd in opened:
@@ -129,6 +162,11 @@ class _Runs:
 
     def __init__(self, runs: Sequence[tuple[Run, Memory]]) -> None:
         self._runs, self._ends = runs, [run.offset + run.size for run, _ in runs]
+
+    def are_there(self, offset: int, size: int) -> bool:
+        """Whether there is nothing but memory that is there in this part of the file."""
+        pieces = self.pieces(offset, size)
+        return bool(pieces) and all(memory.is_there for memory, *_ in pieces)
 
     def pieces(self, offset: int, size: int) -> list[tuple[Memory, int, int, int]]:
         """Memory, address, how far into the part, and size."""

@@ -56,7 +56,7 @@ def split(vmas: Sequence[Vma], pagemap: Pagemap, shared: frozenset[tuple[int, in
         return None
     runs = pagemap.runs()
     fitting = [(vma.start, vma.end) for vma in vmas if _fits(vma) and (vma.start, vma.end) not in shared]
-    parts = _intersection(runs, fitting)
+    parts = intersection(runs, fitting)
     sizes: dict[tuple[int, int], int] = {}
     for within, run in parts:
         sizes[within] = sizes.get(within, 0) + run.size
@@ -82,8 +82,8 @@ def _fits(vma: Vma) -> bool:
     )
 
 
-def _intersection(runs: Sequence[Run], ranges: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], Run]]:
-    """Both in the order of their addresses."""
+def intersection(runs: Sequence[Run], ranges: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], Run]]:
+    """The runs' parts that lie within ranges, each with its range; runs and ranges in the order of their addresses."""
     found, number = [], 0
     for run in runs:
         while number < len(ranges) and ranges[number][1] <= run.address:
@@ -94,6 +94,12 @@ def _intersection(runs: Sequence[Run], ranges: Sequence[tuple[int, int]]) -> lis
             found.append((ranges[at], Run(first, run.offset + first - run.address, last - first)))
             at += 1
     return found
+
+
+def outside(runs: Sequence[Run], ranges: Sequence[tuple[int, int]]) -> tuple[Run, ...]:
+    """The runs' parts that lie within no range; both in the order of their addresses."""
+    edges = [0, *(edge for each in ranges for edge in each), 1 << 64]
+    return tuple(run for _, run in intersection(runs, list(zip(edges[::2], edges[1::2], strict=True))))
 
 
 def _without(entries: Iterable[Fields], ranges: Sequence[tuple[int, int]]) -> list[Fields]:

@@ -1,0 +1,157 @@
+"""Memory of a stopped process that is a file's: mapped there, without a copy, and made the process' own again.
+
+A process that reads its memory once and gives it back needs no copy of what stands in a file anyway: it can have the
+file's pages (mmap(2), MAP_PRIVATE), whichever file system that is on. The process makes these system calls itself
+(inject.py); the file's descriptor reaches it through a pair of sockets of its own, for it may be in namespaces where
+the file has no name (unix(7), SCM_RIGHTS).
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from grit_runtime.host import inject, vm
+from grit_runtime.host.inject import CLOSE, Call, InjectError
+
+# <asm/unistd_64.h>, <asm-generic/mman-common.h>
+_MMAP, _MPROTECT, _MUNMAP, _RECVMSG, _SOCKETPAIR = 9, 10, 11, 47, 53
+_READ, _WRITE = 1, 2
+_PRIVATE, _FIXED, _ANONYMOUS = 0x02, 0x10, 0x20
+_CMSG_CLOEXEC = 0x40000000
+_NOBODY = (1 << 64) - 1  # -1, as a descriptor
+_PIECE = 64 << 20
+# struct msghdr, struct iovec, struct cmsghdr with one descriptor, and room for the byte that is sent.
+_MESSAGE, _VECTOR, _CONTROL = struct.Struct("=QIxxxxQQQQixxxx"), struct.Struct("=QQ"), struct.Struct("=QiiI")
+_CONTROL_SPACE = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Memory and its place in the file: bytes, page aligned."""
+
+    address: int
+    size: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A file in a process' memory, as proc_pid_maps(5) names it: not every file system says the same there as stat(2)
+    does.
+    """
+
+    pid: int
+    file: tuple[str, str]
+    """Device and inode."""
+
+
+def map_file(pid: int, fd: int, pieces: Sequence[Piece]) -> Mapped:
+    """Put parts of a file that we have open in the place of a stopped process' memory. It may read and write them, and
+    the file stays as it is.
+
+    Raises:
+        OSError: it can't be done. Some pieces may be mapped, and the others are as they were.
+    """
+    with inject.calling(pid) as call, _scratch(call) as scratch, _sent(pid, call, scratch, fd) as theirs:
+        for piece in pieces:
+            call(_MMAP, piece.address, piece.size, _READ | _WRITE, _PRIVATE | _FIXED, theirs, piece.offset)
+    first = pieces[0].address
+    (file,) = {file for start, end, _, file in _maps(pid) if start <= first < end}
+    return Mapped(pid, file)
+
+
+def left(mapped: Mapped) -> list[tuple[int, int, int]]:
+    """What of a process' memory is the file's still: start, end and protection.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    return [(start, end, protection) for start, end, protection, file in _maps(mapped.pid) if file == mapped.file]
+
+
+def make_own(mapped: Mapped) -> int:
+    """Copy what is the file's still into memory of the stopped process' own, with its content as it is now.
+
+    Returns:
+        How many bytes.
+
+    Raises:
+        OSError: it can't be done; the process is not what it was then.
+    """
+    ranges = left(mapped)
+    if not ranges:
+        return 0
+    pid, buffer = mapped.pid, vm.Buffer(_PIECE)
+    with inject.calling(pid) as call:
+        for start, end, protection in ranges:
+            for address in range(start, end, _PIECE):
+                size = min(_PIECE, end - address)
+                vm.read(pid, [(address, size)], buffer.address)
+                call(_MMAP, address, size, _READ | _WRITE, _PRIVATE | _FIXED | _ANONYMOUS, _NOBODY, 0)
+                vm.write(pid, [(address, size)], buffer.address)
+                if protection != _READ | _WRITE:
+                    call(_MPROTECT, address, size, protection)
+    return sum(end - start for start, end, _ in ranges)
+
+
+def _maps(pid: int) -> Iterator[tuple[int, int, int, tuple[str, str]]]:
+    """Start, end, protection, and device and inode of every mapping."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            addresses, flags, _, device, inode = line.split(maxsplit=5)[:5]
+            start, end = (int(word, 16) for word in addresses.split("-"))
+            yield start, end, sum(1 << bit for bit, letter in enumerate(flags[:3]) if letter != "-"), (device, inode)
+
+
+@contextmanager
+def _scratch(call: Call) -> Iterator[int]:
+    """A page of the process' for what its system calls read and write."""
+    address = call(_MMAP, 0, vm.PAGE, _READ | _WRITE, _PRIVATE | _ANONYMOUS, _NOBODY, 0)
+    try:
+        yield address
+    finally:
+        call(_MUNMAP, address, vm.PAGE)
+
+
+@contextmanager
+def _sent(pid: int, call: Call, scratch: int, fd: int) -> Iterator[int]:
+    """The process' own descriptor for a file of ours."""
+    call(_SOCKETPAIR, socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, 0, scratch)
+    theirs, other = struct.unpack("=ii", _peek(pid, scratch, 8))
+    try:
+        with socket.socket(fileno=inject.fetch(pid, other)) as ours:
+            socket.send_fds(ours, [b"x"], [fd])
+        received = _receive(pid, call, scratch, theirs)
+    finally:
+        call(CLOSE, theirs)
+        call(CLOSE, other)
+    try:
+        yield received
+    finally:
+        call(CLOSE, received)
+
+
+def _receive(pid: int, call: Call, scratch: int, theirs: int) -> int:
+    vector, control, room = scratch + 64, scratch + 128, scratch + 192
+    message = _MESSAGE.pack(0, 0, vector, 1, control, _CONTROL_SPACE, 0)
+    data = bytearray(256)
+    data[: len(message)] = message
+    data[64 : 64 + _VECTOR.size] = _VECTOR.pack(room, 1)
+    buffer = vm.Buffer(vm.PAGE)
+    buffer.view[: len(data)] = data
+    vm.write(pid, [(scratch, len(data))], buffer.address)
+    call(_RECVMSG, theirs, scratch, _CMSG_CLOEXEC)
+    size, level, kind, received = _CONTROL.unpack(_peek(pid, control, _CONTROL.size))
+    if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS) or size < _CONTROL.size:
+        raise InjectError(errno.EACCES, f"process {pid} did not get the file: a security module says no, perhaps")
+    found: int = received
+    return found
+
+
+def _peek(pid: int, address: int, size: int) -> bytes:
+    buffer = vm.Buffer(vm.PAGE)
+    vm.read(pid, [(address, size)], buffer.address)
+    return bytes(buffer.view[:size])
