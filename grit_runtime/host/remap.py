@@ -6,23 +6,25 @@ file's pages (mmap(2), MAP_PRIVATE), whichever file system that is on. The proce
 the file has no name (unix(7), SCM_RIGHTS).
 """
 
+import contextlib
 import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-from grit_runtime.host import inject, vm
+from grit_runtime.host import extents, inject, vm
 from grit_runtime.host.inject import CLOSE, Call, InjectError
 
 # <asm/unistd_64.h>, <asm-generic/mman-common.h>
-_MMAP, _MPROTECT, _MUNMAP, _RECVMSG, _SOCKETPAIR = 9, 10, 11, 47, 53
+_MMAP, _MPROTECT, _MUNMAP, _MADVISE, _RECVMSG, _SOCKETPAIR = 9, 10, 11, 28, 47, 53
+_HUGEPAGE = 14
 _READ, _WRITE = 1, 2
 _PRIVATE, _FIXED, _ANONYMOUS = 0x02, 0x10, 0x20
 _CMSG_CLOEXEC = 0x40000000
 _NOBODY = (1 << 64) - 1  # -1, as a descriptor
 _PIECE = 64 << 20
+_MOST = 4096  # mappings: the kernel has 65530 for a process (vm.max_map_count), and each takes some 30 microseconds
 # struct msghdr, struct iovec, struct cmsghdr with one descriptor, and room for the byte that is sent.
 _MESSAGE, _VECTOR, _CONTROL = struct.Struct("=QIxxxxQQQQixxxx"), struct.Struct("=QQ"), struct.Struct("=QiiI")
 _CONTROL_SPACE = 24
@@ -50,17 +52,30 @@ class Mapped:
 
 def map_file(pid: int, fd: int, pieces: Sequence[Piece]) -> Mapped:
     """Put parts of a file that we have open in the place of a stopped process' memory. It may read and write them, and
-    the file stays as it is.
+    the file stays as it is. A hole isn't mapped, for which tmpfs would take memory when it is read: what was there is
+    left, and where nothing was it is zeros, in huge pages if the node has any.
 
     Raises:
         OSError: it can't be done. Some pieces may be mapped, and the others are as they were.
     """
+    parts = [each for piece in pieces for each in _without_holes(fd, piece)]
+    if not 0 < len(parts) <= _MOST:
+        raise InjectError(errno.E2BIG, f"it would be {len(parts)} mappings")
     with inject.calling(pid) as call, _scratch(call) as scratch, _sent(pid, call, scratch, fd) as theirs:
         for piece in pieces:
-            call(_MMAP, piece.address, piece.size, _READ | _WRITE, _PRIVATE | _FIXED, theirs, piece.offset)
-    first = pieces[0].address
+            with contextlib.suppress(InjectError):  # a kernel without huge pages
+                call(_MADVISE, piece.address, piece.size, _HUGEPAGE)
+        for each in parts:
+            call(_MMAP, each.address, each.size, _READ | _WRITE, _PRIVATE | _FIXED, theirs, each.offset)
+    first = parts[0].address
     (file,) = {file for start, end, _, file in _maps(pid) if start <= first < end}
     return Mapped(pid, file)
+
+
+def _without_holes(fd: int, piece: Piece) -> Iterator[Piece]:
+    for start, end in extents.data(fd, piece.offset, piece.offset + piece.size):
+        begin = start // vm.PAGE * vm.PAGE
+        yield Piece(piece.address + begin - piece.offset, -(-(end - begin) // vm.PAGE) * vm.PAGE, begin)
 
 
 def left(mapped: Mapped) -> list[tuple[int, int, int]]:
@@ -106,7 +121,7 @@ def _maps(pid: int) -> Iterator[tuple[int, int, int, tuple[str, str]]]:
             yield start, end, sum(1 << bit for bit, letter in enumerate(flags[:3]) if letter != "-"), (device, inode)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _scratch(call: Call) -> Iterator[int]:
     """A page of the process' for what its system calls read and write."""
     address = call(_MMAP, 0, vm.PAGE, _READ | _WRITE, _PRIVATE | _ANONYMOUS, _NOBODY, 0)
@@ -116,7 +131,7 @@ def _scratch(call: Call) -> Iterator[int]:
         call(_MUNMAP, address, vm.PAGE)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _sent(pid: int, call: Call, scratch: int, fd: int) -> Iterator[int]:
     """The process' own descriptor for a file of ours."""
     call(_SOCKETPAIR, socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, 0, scratch)

@@ -13,7 +13,7 @@ import pytest
 from tests.gpu.conftest import PYTHON, GpuMachine, References, lines
 from tests.integration.machine import BOOT
 
-pytestmark = [pytest.mark.needs("root", "runc", "criu", "gpu"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("root", "runc", "criu", "gpu"), pytest.mark.timeout(900)]
 
 
 def _used() -> int:
@@ -80,6 +80,25 @@ def test_three_generations(gpu: GpuMachine, references: References) -> None:
         bundle = gpu.bring_back(images, f"g{number + 1}", bundle)
         gpu.goes_on(bundle)
     references.check("training", lines(bundle))
+
+
+def test_restores_in_a_row(gpu: GpuMachine) -> None:
+    """As many as GRIT_TEST_GPU_ROUNDS says; each time every byte is compared."""
+    bundle = gpu.begin("g0", "whole")
+    values = {line.partition(" ")[2] for line in lines(bundle)}
+    assert len(values) == 1
+    rounds, took = int(os.environ.get("GRIT_TEST_GPU_ROUNDS", "3")), list[float]()
+    for number in range(rounds):
+        images = gpu.capture(f"g{number}")
+        assert json.loads((images / "grit.json").read_text())["cuda"]["processes"][0]["staging"]
+        begun = time.monotonic()
+        bundle = gpu.bring_back(images, f"g{number + 1}", bundle)
+        took.append(time.monotonic() - begun)
+        assert "staging memory were mapped" in (gpu.path / "log.json").read_text()
+        gpu.goes_on(bundle, 2)
+        assert {line.partition(" ")[2] for line in lines(bundle)} == values
+        shutil.rmtree(images)
+    print(f"{rounds} in a row, a restore took {min(took):.2f} to {max(took):.2f} s")
 
 
 @pytest.mark.parametrize("paused", [False, True])

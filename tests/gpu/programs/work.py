@@ -38,6 +38,17 @@ def big():
         yield [int(part[:: 1 << 10].sum()) for part in parts] + [int(parts[len(parts) // 2].sum())]
 
 
+def whole():
+    """Every word of it counts, by its place: 2 GiB of data, and weights."""
+    import torch
+
+    torch.manual_seed(3)
+    made = [torch.randint(-(1 << 31), 1 << 31, (1 << 28,), device="cuda", dtype=torch.int32) for _ in range(3)]
+    weights = made.pop() | 1
+    while True:
+        yield [int((part * weights).sum(dtype=torch.int64)) for part in made] + [int(weights.sum(dtype=torch.int64))]
+
+
 def training():
     import torch
 
