@@ -87,6 +87,8 @@ STAGING_NEVER = "never"
 MEMORY_AUTO = "auto"
 MEMORY_PARALLEL = "parallel"
 MEMORY_CRIU = "criu"
+DIRECT_AUTO = "auto"
+DIRECT_NEVER = "never"
 
 # The configuration's words for who gives a container the devices that it asks for.
 DEVICES_AUTO = "auto"

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 
 _PUNCH_HOLE = 0x02 | 0x01  # with FALLOC_FL_KEEP_SIZE
-_TMPFS_MAGIC = 0x01021994  # <linux/magic.h>
+# <linux/magic.h>, and XFS's of fs/xfs/libxfs/xfs_format.h.
+_TMPFS_MAGIC = 0x01021994
+_EXT4_MAGIC, _XFS_MAGIC = 0xEF53, 0x58465342
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -15,8 +17,17 @@ _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
 def is_tmpfs(fd: int) -> bool:
     """Whether a file lies in memory."""
+    return _magic(fd) == _TMPFS_MAGIC
+
+
+def writes_directly(fd: int) -> bool:
+    """Whether the file's file system writes past the page cache side by side into room that was taken before."""
+    return _magic(fd) in (_EXT4_MAGIC, _XFS_MAGIC)
+
+
+def _magic(fd: int) -> int | None:
     buffer = (ctypes.c_long * 32)()
-    return _libc.fstatfs(fd, buffer) == 0 and buffer[0] == _TMPFS_MAGIC
+    return buffer[0] if _libc.fstatfs(fd, buffer) == 0 else None
 
 
 def punch_hole(fd: int, offset: int, size: int) -> None:

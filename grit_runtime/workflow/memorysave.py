@@ -69,7 +69,8 @@ def finish(context: Context, partial: str, pids: list[int]) -> dict[str, list[st
             if name.startswith("pages-") and os.path.islink(os.path.join(partial, name)):
                 os.unlink(os.path.join(partial, name))
         workers = pool.workers(context.config.memory.workers)
-        checksums = save.save(images, workers, timeout=context.config.timeouts.checkpoint)
+        direct = context.config.memory.direct_io == names.DIRECT_AUTO
+        checksums = save.save(images, workers, direct=direct, timeout=context.config.timeouts.checkpoint)
     except OSError as err:
         where = f" {err.filename}" if err.filename else ""
         raise CaptureError(

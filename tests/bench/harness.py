@@ -87,11 +87,12 @@ class Series:
 
 
 class Place:
-    """Where the containers, their images and the state of both runtimes are: a directory on tmpfs."""
+    """Where the containers, their images and the state of both runtimes are: a directory, on tmpfs or a disk."""
 
-    def __init__(self, path: Path, runtime: str) -> None:
+    def __init__(self, path: Path, runtime: str, images: Path | None = None) -> None:
         self.path, self.runtime, self.runc = path, runtime, program("runc")
-        self.root, self.images, self.bundle = path / "root", path / "images", path / "bundle"
+        self.root, self.bundle = path / "root", path / "bundle"
+        self.images, self._on_a_disk = (images or path) / "images", images is not None
         self.log, self.container = path / "log.json", ""
         self.subject = path / "subject"
         subprocess.run(
@@ -152,6 +153,9 @@ class Place:
     def restore(self, tool: str) -> Ran:
         """Restore it as another container."""
         self.container = f"restored-{uuid.uuid4().hex[:8]}"
+        if self._on_a_disk:
+            os.sync()
+            Path("/proc/sys/vm/drop_caches").write_text("1")
         argv = ["-d", "--image-path", str(self.images), "--work-path", str(self.path / "work")]
         return self._measured(tool, "restore", *argv, "--bundle", str(self.bundle), self.container)
 
@@ -246,8 +250,8 @@ class Place:
             time.sleep(0.005)
 
     def _remove_images(self) -> None:
-        for name in ("images", "work"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for path in (self.images, self.path / "work"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _wait_for_end(process: "subprocess.Popen[bytes]") -> int:
@@ -262,10 +266,16 @@ def _wait_for_end(process: "subprocess.Popen[bytes]") -> int:
 
 
 @contextlib.contextmanager
-def place(runtime: str) -> Iterator[Place]:
-    """A place that is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="grit-bench-", dir=TMPFS) as name:
-        made = Place(Path(name), os.path.abspath(runtime))
+def place(runtime: str, disk: str = "") -> Iterator[Place]:
+    """A place that is removed afterwards.
+
+    Args:
+        disk: a directory of a disk for the images, which aren't in the page cache then when they are restored.
+    """
+    with contextlib.ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="grit-bench-", dir=TMPFS))
+        images = stack.enter_context(tempfile.TemporaryDirectory(prefix="grit-bench-", dir=disk)) if disk else ""
+        made = Place(Path(name), os.path.abspath(runtime), Path(images) if images else None)
         try:
             yield made
         finally:

@@ -1,6 +1,7 @@
 """Files that several workers write at once: what is written stands there, in huge pages or not."""
 
 import ctypes
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -51,6 +52,53 @@ def test_what_is_written_stands_there(folder: Path, huge: bool, monkeypatch: pyt
     expected = b"".join(w * ((e - s) // len(w)) for (s, e), w in zip(digest.chunks(SIZE), words, strict=True))
     assert path.read_bytes() == expected
     assert path.stat().st_blocks * 512 <= SIZE - digest.CHUNK + vm.PAGE
+
+
+@pytest.mark.parametrize("case", ["as it is", "no direct opening", "larger blocks"])
+def test_what_is_written_past_the_page_cache_stands_there(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that can't, and a disk that can't, it goes through the cache."""
+    real_open, real_write, direct = os.open, os.pwrite, list[int]()
+
+    def opening(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT and case == "no direct opening":
+            raise OSError(errno.EINVAL, "no O_DIRECT")
+        fd = real_open(path, flags & ~(0 if case == "as it is" else os.O_DIRECT), mode)
+        direct.extend([fd] if flags & os.O_DIRECT else [])
+        return fd
+
+    def writing(fd: int, data: bytes, offset: int) -> int:
+        if fd in direct and case == "larger blocks":
+            raise OSError(errno.EINVAL, "not aligned")
+        return real_write(fd, data, offset)
+
+    monkeypatch.setattr(sink, "_LARGE", SIZE)
+    monkeypatch.setattr(extents, "writes_directly", lambda _: True)
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "pwrite", writing)
+    path = tmp_path / "file"
+    before = os.listdir("/proc/self/fd")
+    made = sink.create(str(path), SIZE, direct=True)
+    try:
+        for start, end in digest.chunks(SIZE):
+            _write(made, start, end, b"grit")
+    finally:
+        made.close()
+    assert path.read_bytes() == b"grit" * (SIZE // 4)
+    assert os.listdir("/proc/self/fd") == before
+    assert bool(direct) == (case != "no direct opening")
+
+
+def test_what_is_small_is_written_into_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(sink, "_opened_directly", refuse)
+    sink.create(str(tmp_path / "small"), sink._LARGE - vm.PAGE, direct=True).close()
+    sink.create(str(tmp_path / "large"), sink._LARGE, direct=False).close()
+    with pytest.raises(AssertionError):
+        sink.create(str(tmp_path / "directly"), sink._LARGE, direct=True)
 
 
 def test_a_file_that_is_there_is_left(folder: Path) -> None:

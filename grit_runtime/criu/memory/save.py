@@ -73,8 +73,13 @@ class Image:
     memory: Memory
 
 
-def save(images: Sequence[Image], workers: int, *, timeout: float = pool.LONGEST) -> dict[str, list[str]]:
+def save(
+    images: Sequence[Image], workers: int, *, direct: bool = False, timeout: float = pool.LONGEST
+) -> dict[str, list[str]]:
     """Write pages images, which must not exist.
+
+    Args:
+        direct: past the page cache, see `sink.create`.
 
     Returns:
         The checksums of each file's chunks, by its name.
@@ -82,7 +87,7 @@ def save(images: Sequence[Image], workers: int, *, timeout: float = pool.LONGEST
     Raises:
         OSError: memory couldn't be read, or a file not be written.
     """
-    sinks = [sinking.create(image.path, image.pagemap.size) for image in images]
+    sinks = [sinking.create(image.path, image.pagemap.size, direct=direct) for image in images]
     try:
         jobs = [
             (image, sink, start, end)
