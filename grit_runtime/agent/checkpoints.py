@@ -59,8 +59,13 @@ def replaces(checkpoint: Object) -> bool:
     return bool(spec.get("autoMigration")) or spec.get("leaveRunning", True) is False
 
 
+def is_kept(checkpoint: Object) -> bool:
+    """Whether the data is to be kept for other nodes, in a volume or in a registry."""
+    return bool(checkpoint["spec"].get("volumeClaim") or checkpoint["spec"].get("registry"))
+
+
 def is_stored(checkpoint: Object) -> bool:
-    """Whether the volume has the data."""
+    """Whether the volume or the registry has the data."""
     return condition(checkpoint, words.STORED).get("status") == "True"
 
 
@@ -107,6 +112,8 @@ def manage(seen: Seen) -> Step:
 def _created(seen: Seen) -> Step:
     checkpoint, pod, now = seen.checkpoint, seen.pod, seen.now
     name = checkpoint["spec"]["podName"]
+    if checkpoint["spec"].get("volumeClaim") and checkpoint["spec"].get("registry"):
+        return failed("TwoPlaces", "the spec has both a volumeClaim and a registry: the data is kept in one", now)
     if pod is None:
         return failed("PodNotFound", f"there is no pod {name} in this namespace", now)
     never = pods.why_never(pod) or (_why_not_migrated(pod) if checkpoint["spec"].get("autoMigration") else None)
@@ -177,8 +184,8 @@ def on_node(checkpoint: Object, node: str, data: Data, now: float) -> Step:
     if current == words.CHECKPOINTING:
         # Whole: the agent was restarted between the capture and saying so.
         return captured(checkpoint, now) if data is Data.WHOLE else Step(do=(Do.CAPTURE,))
-    if current in words.COMPLETE and checkpoint["spec"].get("volumeClaim") and not is_stored(checkpoint):
-        return _to_volume(node, data)
+    if current in words.COMPLETE and is_kept(checkpoint) and not is_stored(checkpoint):
+        return _to_store(node, data)
     return NOTHING
 
 
@@ -188,14 +195,14 @@ def captured(checkpoint: Object, now: float) -> Step:
         type=words.READY, status=True, reason="Captured", message="all containers were captured as one set"
     )
     stored: tuple[Condition, ...] = ()
-    if checkpoint["spec"].get("volumeClaim"):
+    if is_kept(checkpoint):
         stored = (Condition(type=words.STORED, status=False, reason="Copying", message="the node has it alone"),)
     return Step(
         status={"phase": words.CHECKPOINTED, "completionTime": moment(now)}, conditions=(done, *stored), after=0
     )
 
 
-def _to_volume(node: str, data: Data) -> Step:
+def _to_store(node: str, data: Data) -> Step:
     if data is Data.WHOLE:
         return Step(do=(Do.STORE,))
     lost = Condition(type=words.STORED, status=False, reason="DataLost", message=f"node {node} has the data no more")

@@ -6,7 +6,7 @@ changed. What is ours besides stands in docs/kubernetes.md.
 
 from typing import Any
 
-from grit_runtime.agent import words
+from grit_runtime.agent import reference, words
 
 Schema = dict[str, Any]
 
@@ -61,6 +61,18 @@ _CHECKPOINT_SPEC = _object(
             {"claimName": {**_NAME, "description": "Its name."}, "readOnly": {"type": "boolean"}},
             required=["claimName"],
         ),
+        "registry": _object(
+            "Where the data is kept for other nodes, in place of a volume claim: a registry that the agent uses.",
+            {
+                "reference": _string(
+                    "HOST[:PORT]/PATH[:TAG], in a place for this namespace. The tag is the Checkpoint's name if there "
+                    "is none.",
+                    maxLength=reference.MOST,
+                    pattern=reference.PATTERN,
+                )
+            },
+            required=["reference"],
+        ),
         "autoMigration": {
             "description": "Delete the pod once it is captured, and have the pod by which its owner replaces it start "
             "from there.",
@@ -74,7 +86,15 @@ _CHECKPOINT_SPEC = _object(
         "ttlSecondsAfterFinished": _TTL,
     },
     required=["podName"],
-    **{"x-kubernetes-validations": _IMMUTABLE},
+    **{
+        "x-kubernetes-validations": [
+            *_IMMUTABLE,
+            {
+                "rule": "!(has(self.volumeClaim) && has(self.registry))",
+                "message": "the data is kept in a volumeClaim or in a registry, not in both",
+            },
+        ]
+    },
 )
 
 _CONTAINER = _object(
@@ -95,10 +115,11 @@ _CHECKPOINT_STATUS = _object(
         "podUID": _string("The pod's UID: one of the same name is another."),
         "podSpecHash": _string("A pod must have this to be restored from here."),
         "dataPath": _string("Where the data lies below the node's checkpoint root, and in the volume."),
+        "image": _string("The image in the registry, by its digest: HOST[:PORT]/PATH@sha256:..."),
         "containers": {"description": "What was captured.", "type": "array", "items": _CONTAINER},
         "bytes": _integer("What all have."),
-        "storedBytes": _integer("What of it is in the volume."),
-        "bytesPerSecond": _integer("The rate of the copy to the volume."),
+        "storedBytes": _integer("What of it is in the volume or the registry."),
+        "bytesPerSecond": _integer("The rate of that copy."),
         "startTime": _time("When the capture began."),
         "completionTime": _time("When it was complete, or had failed."),
         "conditions": _CONDITIONS,

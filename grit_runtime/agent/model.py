@@ -20,8 +20,8 @@ class Do(Enum):
     DELETE = "delete the object"
     RELEASE = "forget the pod that never came"
     CAPTURE = "capture"
-    STORE = "copy to the volume"
-    FETCH = "copy from the volume"
+    STORE = "copy to where it is kept"
+    FETCH = "copy from where it is kept"
     REMOVE = "remove the data"
     REMOVE_LOCAL = "remove this node's copy"
 

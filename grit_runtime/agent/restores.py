@@ -132,12 +132,14 @@ def on_node(restore: Object, checkpoint: Object | None, node: str, *, there: boo
         return Step(conditions=(_data(True, "OnNode", f"node {node} has the data"),))
     if checkpoint is None or checkpoints.phase(checkpoint) not in words.COMPLETE:
         return Step(conditions=(_data(False, "NoCheckpoint", "there is no complete Checkpoint"),), after=_SOON)
-    if not checkpoint["spec"].get("volumeClaim"):
+    if not checkpoints.is_kept(checkpoint):
         other = (checkpoint.get("status") or {}).get("nodeName")
-        message = f"the data is on node {other} alone: the Checkpoint names no volumeClaim"
+        message = f"the data is on node {other} alone: the Checkpoint names no volumeClaim and no registry"
         return Step(conditions=(_data(False, "OnAnotherNode", message),))
     if not checkpoints.is_stored(checkpoint):
-        return Step(conditions=(_data(False, "NotStored", "the data isn't in the volume yet"),), after=_SOON)
+        return Step(
+            conditions=(_data(False, "NotStored", "the data isn't in its volume or registry yet"),), after=_SOON
+        )
     return Step(
         conditions=(_data(False, "Copying", f"the data is being copied to node {node}"),), do=(Do.FETCH,), after=0
     )

@@ -15,15 +15,19 @@ import yaml
 from grit_runtime.agent import handlers, words
 from grit_runtime.agent.capture import Program
 from grit_runtime.agent.client import Api, Server
+from grit_runtime.agent.exchange import Patience
 from grit_runtime.agent.manager import Manager
 from grit_runtime.agent.node import Node
 from grit_runtime.agent.queue import Key, Queue
+from grit_runtime.agent.reference import Allowed
+from grit_runtime.agent.stores import Stores
 from tests.requirements import ROOT
 from tests.simulated.apiserver import ApiServer
 
 RUNTIME = ROOT / "tests/simulated/runtime.py"
 EXAMPLES = ROOT / "examples/kubernetes/agent"
 Object = dict[str, Any]
+PATIENCE = Patience(attempts=3, pause=0.05, longest=0.2, connect=2, silent=5)
 
 
 def role(file: str, name: str) -> list[Object]:
@@ -47,6 +51,10 @@ class Cluster:
     running: dict[str, "Part"] = field(default_factory=dict)
     runtime: tuple[str, ...] = ()
     """What is called in place of the simulated runtime."""
+    registries: tuple[Allowed, ...] = ()
+    """Which registries the agents use."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of the agents, for the registries' credentials."""
     only_root: Path | None = None
     """The checkpoint root of that."""
 
@@ -115,8 +123,12 @@ class Part:
         api = await self.stack.enter_async_context(Api(server_for(url, token), timeout=1, pause=0.05))
         if node:
             simulated = ("env", f"PYTHONPATH={ROOT}", sys.executable, str(RUNTIME), str(cluster.root(node)))
+            volumes = {"store": str(cluster.volume)}
+            stores = Stores(
+                volumes=volumes, registries=cluster.registries, patience=PATIENCE, environment=cluster.environment
+            )
             agent = Node(
-                api=api, name=node, root=str(cluster.root(node)), volumes={"store": str(cluster.volume)},
+                api=api, name=node, root=str(cluster.root(node)), stores=stores,
                 program=Program(argv=cluster.runtime or simulated), goes=5,
             )  # fmt: skip
             self.queue = Queue(agent.look, pause=0.05)

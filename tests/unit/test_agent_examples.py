@@ -221,7 +221,9 @@ def test_the_plugin_drains_what_its_owner_replaces(
 def test_the_documentation_has_every_reason() -> None:
     """And says nothing of reasons that there are not."""
     sources = ROOT / "grit_runtime/agent"
-    text = "".join((sources / f"{name}.py").read_text() for name in ("checkpoints", "restores", "pods", "node"))
+    text = "".join(
+        (sources / f"{name}.py").read_text() for name in ("checkpoints", "restores", "pods", "node", "stores")
+    )
     known = set(re.findall(r'"([A-Z][a-z]+(?:[A-Z][a-z]+)+|Copying|Captured|Capturing|Stored)"', text)) - {
         "PodScheduled"
     }

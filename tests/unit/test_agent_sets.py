@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from grit_runtime.agent import sets
+from grit_runtime.agent import sets, staging
 from grit_runtime.agent.checkpoints import Data
 from grit_runtime.agent.sets import Place, Progress
 from grit_runtime.errors import BusyError, CheckpointError
@@ -112,7 +112,7 @@ def test_two_do_not_copy_one_set_at_once(made: Place, volume: str) -> None:
     target = made.below(volume)
     sets.claim(target)
     with (
-        sets._fresh(os.path.join(volume, "default/.grit-copy-one")),
+        staging.staging(sets.copying(target), "another"),
         pytest.raises(BusyError, match="another process copies"),
     ):
         sets.copy(made, target, sets.contents(made, NAMES), Progress())

@@ -1,0 +1,189 @@
+"""Bringing a set from a registry (transfer.py)."""
+
+import asyncio
+import hashlib
+import os
+from dataclasses import dataclass
+
+from grit_runtime import names
+from grit_runtime.agent import imagecheck, sets
+from grit_runtime.agent.checkpoints import Data
+from grit_runtime.agent.exchange import Exchange
+from grit_runtime.agent.image import Index, Layer
+from grit_runtime.agent.registry import Registry
+from grit_runtime.agent.sets import Place, Progress, Stopped
+from grit_runtime.agent.staging import Staging, staging
+from grit_runtime.agent.transfer import Entries, Remote, content, digest_of, opened, side_by_side, together
+from grit_runtime.checkpoint import locate
+from grit_runtime.errors import CheckpointError
+from grit_runtime.host import files
+
+_TRIES = 3  # of a blob whose bytes aren't those of its digest
+
+
+def pull(remote: Remote, digest: str, target: Place, expected: Entries, progress: Progress) -> None:
+    """Pull a set, and have it appear when every byte of it is there and as its digests say.
+
+    Args:
+        digest: of the image's manifest.
+        expected: what the set's containers are, by the digests of their own manifests.
+
+    Raises:
+        CheckpointError: what is there isn't that.
+        TransferError: the registry doesn't have it, or can't be reached.
+        BusyError: another process brings it.
+        Stopped: `progress.stop` was set.
+        OSError: something can't be written.
+    """
+    containers = [locate.component("container name", str(entry["name"])) for entry in expected]
+    if sets.look(target, containers) is Data.WHOLE:
+        return
+    sets.claim(target)
+    with staging(sets.copying(target), digest) as stage:
+        asyncio.run(_Pull(remote, stage, progress).all(digest, containers))
+        for name, entry in zip(containers, expected, strict=True):
+            sets.known_as(os.path.join(stage.path, name, names.IMAGES_DIR), entry)
+        stage.publish(target.path)
+
+
+@dataclass(slots=True)
+class _Pull:
+    remote: Remote
+    stage: Staging
+    progress: Progress
+
+    async def all(self, digest: str, containers: list[str]) -> None:
+        async with Exchange(self.remote.repository, self.remote.credentials, self.remote.patience) as exchange:
+            registry = Registry(exchange)
+            layers, index = await self._documents(registry, digest, containers)
+            self.progress.total = sum(index.files.values())
+            self.progress.done = self.progress.total - sum(layer.data for layer in index.layers)
+            _require_room(self.stage.path, sum(layer.data for layer in index.layers))
+            await asyncio.to_thread(self._prepare, index)
+
+            async def one(number: int) -> None:
+                await self._layer(registry, index, index.layers[number], *layers[number])
+
+            await together(side_by_side(self.remote.streams, range(len(layers)), one), self.progress)
+        await asyncio.to_thread(self._flush, index)
+
+    async def _documents(
+        self, registry: Registry, digest: str, containers: list[str]
+    ) -> tuple[list[tuple[str, int]], Index]:
+        manifest = await registry.manifest(digest, imagecheck.MOST_BYTES)
+        _require_digest(manifest, digest, "manifest")
+        described, layers = imagecheck.manifest(manifest)
+        config = await registry.small_blob(*described)
+        _require_digest(config, described[0], "config")
+        return layers, imagecheck.index(config, layers, containers)
+
+    def _prepare(self, index: Index) -> None:
+        """Every file, of its size, with nothing in it that isn't there already."""
+        for path, size in index.files.items():
+            whole = os.path.join(self.stage.path, path)
+            os.makedirs(os.path.dirname(whole), 0o700, exist_ok=True)
+            fd = opened(whole, os.O_RDWR | os.O_CREAT)
+            try:
+                os.ftruncate(fd, size)
+            finally:
+                os.close(fd)
+
+    async def _layer(self, registry: Registry, index: Index, layer: Layer, digest: str, size: int) -> None:
+        if digest in self.stage.noted and await asyncio.to_thread(self._is_there, index, layer, digest):
+            self.progress.done += layer.data
+            return
+        found = ""
+        for _ in range(_TRIES):
+            writing = _Writing(self.stage.path, layer, self.progress)
+            try:
+                await registry.get_blob(digest, size, writing.take)
+                found = writing.digest()
+                if found == digest:
+                    await asyncio.to_thread(writing.flush)
+                    self.stage.note(digest)
+                    return
+            finally:
+                writing.close()
+            self.progress.done -= layer.data
+        raise CheckpointError(f"layer {digest} of the image has other bytes: theirs is the digest {found}")
+
+    def _is_there(self, index: Index, layer: Layer, digest: str) -> bool:
+        """Whether an earlier try has left this layer whole: its digest is computed from what is on the disk."""
+        made = hashlib.sha256()
+        for data in content(self.stage.path, index, layer):
+            if self.progress.stop.is_set():
+                raise Stopped("the transfer was told to end")
+            made.update(data)
+        return f"sha256:{made.hexdigest()}" == digest
+
+    def _flush(self, index: Index) -> None:
+        directories = set()
+        for path in index.files:
+            files.sync_file(os.path.join(self.stage.path, path))
+            while path := os.path.dirname(path):
+                directories.add(path)
+        for path in directories:
+            files.sync_directory(os.path.join(self.stage.path, path))
+
+
+class _Writing:
+    """A layer that comes in: its digest is computed, and the ranges of files in it are written to their places."""
+
+    def __init__(self, root: str, layer: Layer, progress: Progress) -> None:
+        self._root, self._progress = root, progress
+        self._parts, self._next = layer.parts, 0
+        self._sum, self._at = hashlib.sha256(), 0
+        self._fds: dict[str, int] = {}
+
+    async def take(self, data: bytes) -> None:
+        """The next bytes of the tar."""
+        self._sum.update(data)
+        view, begin, end = memoryview(data), self._at, self._at + len(data)
+        self._at = end
+        while self._next < len(self._parts):
+            part = self._parts[self._next]
+            first, last = max(part.at, begin), min(part.at + part.size, end)
+            if first < last:
+                self._write(part.path, view[first - begin : last - begin], part.offset + first - part.at)
+                self._progress.done += last - first
+            if part.at + part.size > end:
+                return
+            self._next += 1
+
+    def _write(self, path: str, data: memoryview, offset: int) -> None:
+        if path not in self._fds:
+            self.close()  # parts of one file follow each other
+            self._fds[path] = opened(os.path.join(self._root, path), os.O_WRONLY)
+        while data:
+            done = os.pwrite(self._fds[path], data, offset)
+            data, offset = data[done:], offset + done
+
+    def digest(self) -> str:
+        """Of all that came."""
+        return f"sha256:{self._sum.hexdigest()}"
+
+    def flush(self) -> None:
+        """Begin to have the disk take what is large, while other layers come in."""
+        for fd in self._fds.values():
+            os.fdatasync(fd)
+
+    def close(self) -> None:
+        """Close what is open."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+
+def _require_digest(data: bytes, digest: str, what: str) -> None:
+    found = digest_of(data)
+    if found != digest:
+        raise CheckpointError(f"the {what} {digest} of the image has other bytes: theirs is the digest {found}")
+
+
+def _require_room(path: str, size: int) -> None:
+    found = os.statvfs(path)
+    there = found.f_bavail * found.f_frsize
+    if size > there:
+        raise CheckpointError(
+            f"the checkpoint has {size >> 20} MiB, {os.path.dirname(path)} has room for {there >> 20}"
+        )
