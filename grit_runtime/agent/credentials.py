@@ -96,7 +96,7 @@ def challenges(headers: list[str]) -> list[tuple[str, dict[str, str]]]:
     found: list[tuple[str, dict[str, str]]] = []
     for header in headers:
         rest = header[:4096]
-        while matched := re.match(r"[\s,]*([A-Za-z][A-Za-z0-9-]*)(?:\s+|$)", rest):
+        while matched := re.match(r"[\s,]*([A-Za-z][A-Za-z0-9-]*)(?:\s+|(?=,)|$)", rest):
             rest, values = rest[matched.end() :], {}
             while parameter := re.match(r"""[\s,]*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))""", rest):
                 rest = rest[parameter.end() :]

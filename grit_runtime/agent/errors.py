@@ -23,8 +23,8 @@ class ConflictError(ApiError):
 class TransferError(GritError):
     """A registry refused, or could not be asked."""
 
-    def __init__(self, message: str, status: int = 0, after: float = 0.0) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, status: int = 0, after: float = 0.0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
         self.status = status
         """HTTP's; 0 where the answer was none, or was cut short."""
         self.after = after

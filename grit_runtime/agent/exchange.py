@@ -55,6 +55,8 @@ class Exchange:
     patience: Patience = field(default_factory=Patience)
     _session: aiohttp.ClientSession | None = None
     _authorization: str = ""
+    _actions: set[str] = field(default_factory=set)
+    """What we have asked for in the repository: pull, push, delete."""
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def __aenter__(self) -> "Exchange":
@@ -108,6 +110,7 @@ class Exchange:
         """One request; redirects are followed, and a challenge is answered once."""
         challenged = False
         for _ in range(_REDIRECTS + 2):
+            known = self._authorization
             answer = await self._plainly(method, url, headers, body, limit)
             if answer.status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD"):
                 target = answer.headers.get("Location", "")
@@ -117,7 +120,7 @@ class Exchange:
             if answer.status != 401 or challenged or not self._is_own(url):
                 return answer
             found = challenges(answer.headers.getall("WWW-Authenticate", []))
-            if not await self._authorized(found, headers.get("Authorization", self._authorization)):
+            if not await self._authorized(found, known):
                 return answer
             answer.release()
             challenged = True
@@ -169,8 +172,7 @@ class Exchange:
             absolute = False
         if not absolute:
             raise TransferError(f"registry {self.repository.host} names no token server", 401)
-        scope = asked.get("scope") or f"repository:{self.repository.path}:pull,push"
-        words = {"service": asked.get("service", ""), "scope": scope}
+        words = {"service": asked.get("service", ""), "scope": self._scope(asked.get("scope", ""))}
         if self.credentials.identity:
             form = aiohttp.FormData({
                 **words, "grant_type": "refresh_token", "client_id": "grit-agent",
@@ -180,6 +182,16 @@ class Exchange:
         basic = self.credentials.basic()
         headers = {"Authorization": basic} if basic else {}
         return await self.tried(lambda: self._token_once("GET", url.update_query(words), headers, None))
+
+    def _scope(self, asked: str) -> str:
+        """What the registry wants a token for, and what it wanted one for before: one token does for all."""
+        name = f"repository:{self.repository.path}"
+        words = asked.split() or [f"{name}:pull"]
+        for word in words:
+            if word.startswith(f"{name}:"):
+                self._actions.update(word.removeprefix(f"{name}:").split(","))
+        others = [word for word in words if not word.startswith(f"{name}:")]
+        return " ".join([f"{name}:{','.join(sorted(self._actions))}", *others])
 
     async def _token_once(self, method: str, url: URL, headers: dict[str, str], form: aiohttp.FormData | None) -> str:
         assert self._session is not None
@@ -226,7 +238,8 @@ async def require(answer: aiohttp.ClientResponse, wanted: int | tuple[int, ...],
     said = _said(await answer.content.read(_ERROR)) if answer.method != "HEAD" else ""
     about = f" {what}:" if what else ""
     text = f"{answer.method} {_shown(answer.url)}:{about} {answer.status} {said or answer.reason or ''}"
-    raise TransferError(text, answer.status, _after(answer.headers.get("Retry-After", "")))
+    hint = "its credentials are those of REGISTRY_AUTH_FILE or DOCKER_CONFIG" if answer.status == 401 else ""
+    raise TransferError(text, answer.status, _after(answer.headers.get("Retry-After", "")), hint=hint)
 
 
 def located(answer: Answer, digest: str) -> URL:

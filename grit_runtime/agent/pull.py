@@ -1,6 +1,7 @@
 """Bringing a set from a registry (transfer.py)."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -79,10 +80,11 @@ class _Pull:
 
     def _prepare(self, index: Index) -> None:
         """Every file, of its size, with nothing in it that isn't there already."""
+        for directory in sorted(_directories(index)):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.join(self.stage.path, directory), 0o700)
         for path, size in index.files.items():
-            whole = os.path.join(self.stage.path, path)
-            os.makedirs(os.path.dirname(whole), 0o700, exist_ok=True)
-            fd = opened(whole, os.O_RDWR | os.O_CREAT)
+            fd = opened(os.path.join(self.stage.path, path), os.O_RDWR | os.O_CREAT)
             try:
                 os.ftruncate(fd, size)
             finally:
@@ -117,13 +119,21 @@ class _Pull:
         return f"sha256:{made.hexdigest()}" == digest
 
     def _flush(self, index: Index) -> None:
-        directories = set()
         for path in index.files:
             files.sync_file(os.path.join(self.stage.path, path))
-            while path := os.path.dirname(path):
-                directories.add(path)
-        for path in directories:
+        for path in _directories(index):
             files.sync_directory(os.path.join(self.stage.path, path))
+
+
+def _directories(index: Index) -> set[str]:
+    """All that the files lie in, those above them too."""
+    found = set()
+    for path in index.files:
+        inner = os.path.dirname(path)
+        while inner:
+            found.add(inner)
+            inner = os.path.dirname(inner)
+    return found
 
 
 class _Writing:

@@ -127,7 +127,7 @@ class Registry:
         async with self.exchange.asked("HEAD", what, headers={"Accept": image.MANIFEST}) as answer:
             if answer.status == 404:
                 return False
-            await require(answer, 200, what)
+            await require(answer, 200)
             return True
 
 

@@ -1,6 +1,8 @@
 """The manager and the agents of nodes, against the simulated API server and the simulated runtime."""
 
 import asyncio
+import base64
+import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -9,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jsonpatch
 import kopf
 import yaml
+from aiohttp.test_utils import TestClient, TestServer
 
-from grit_runtime.agent import handlers, words
+from grit_runtime.agent import handlers, webhook, words
 from grit_runtime.agent.capture import Program
 from grit_runtime.agent.client import Api, Server
 from grit_runtime.agent.exchange import Patience
@@ -183,3 +187,19 @@ async def cluster(base: Path, *parts: str) -> AsyncIterator[Cluster]:
         finally:
             for name in list(made.running):
                 await made.kill(name)
+
+
+async def admitted(made: Cluster, pod: Object, **review: Any) -> Object:
+    """The pod as the webhook has it, or its answer if it isn't allowed."""
+    async with Api(server_for(made.server.url, "manager"), timeout=1, pause=0.05) as api:
+        application = webhook.Webhook(api=api, runtime_class="grit").application()
+        async with TestClient(TestServer(application)) as client:
+            pod["status"] = {}
+            pod["spec"].pop("nodeName", None)
+            body = {"request": {"uid": "r", "namespace": "default", "object": pod, **review}}
+            answer = (await (await client.post(webhook.PATH, json=body)).json())["response"]
+    assert answer["uid"] == "r"
+    if not answer["allowed"]:
+        return dict(answer)
+    patch = json.loads(base64.b64decode(answer.get("patch", base64.b64encode(b"[]"))))
+    return dict(jsonpatch.apply_patch(pod, patch))
