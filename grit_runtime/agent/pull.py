@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import threading
 from dataclasses import dataclass
 
 from grit_runtime import names
@@ -19,6 +20,7 @@ from grit_runtime.checkpoint import locate
 from grit_runtime.errors import CheckpointError
 from grit_runtime.host import files
 
+_BATCH = 1 << 20
 _TRIES = 3  # of a blob whose bytes aren't those of its digest
 
 
@@ -99,7 +101,7 @@ class _Pull:
             writing = _Writing(self.stage.path, layer, self.progress)
             try:
                 await registry.get_blob(digest, size, writing.take)
-                found = writing.digest()
+                found = await writing.digest()
                 if found == digest:
                     await asyncio.to_thread(writing.flush)
                     self.stage.note(digest)
@@ -137,51 +139,93 @@ def _directories(index: Index) -> set[str]:
 
 
 class _Writing:
-    """A layer that comes in: its digest is computed, and the ranges of files in it are written to their places."""
+    """A layer that comes in: its digest is computed, and the ranges of files in it are written to their places.
+
+    In a thread, a batch at a time: neither needs Python's lock, and other layers come in meanwhile.
+    """
 
     def __init__(self, root: str, layer: Layer, progress: Progress) -> None:
         self._root, self._progress = root, progress
         self._parts, self._next = layer.parts, 0
         self._sum, self._at = hashlib.sha256(), 0
-        self._fds: dict[str, int] = {}
+        self._batch: list[bytes] = []
+        self._bytes = 0
+        self._writing: asyncio.Future[None] | None = None
+        self._lock, self._closed = threading.Lock(), False
+        self._path, self._fd = "", -1
 
     async def take(self, data: bytes) -> None:
         """The next bytes of the tar."""
-        self._sum.update(data)
-        view, begin, end = memoryview(data), self._at, self._at + len(data)
+        self._batch.append(data)
+        self._bytes += len(data)
+        if self._bytes >= _BATCH:
+            await self._hand_over()
+
+    async def digest(self) -> str:
+        """Of all that came, once it is written."""
+        await self._hand_over()
+        await self._hand_over()
+        return f"sha256:{self._sum.hexdigest()}"
+
+    async def _hand_over(self) -> None:
+        """Have a thread take the batch; wait for the one before."""
+        before, self._writing = self._writing, None
+        if before is not None:
+            await before
+        batch, self._batch, self._bytes = self._batch, [], 0
+        if batch:
+            self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, batch)
+
+    def _write(self, batch: list[bytes]) -> None:
+        with self._lock:
+            for data in batch:
+                if not self._closed:
+                    self._sum.update(data)
+                    self._place(memoryview(data))
+
+    def _place(self, data: memoryview) -> None:
+        """Write what of these bytes is in files."""
+        begin, end = self._at, self._at + len(data)
         self._at = end
         while self._next < len(self._parts):
             part = self._parts[self._next]
             first, last = max(part.at, begin), min(part.at + part.size, end)
             if first < last:
-                self._write(part.path, view[first - begin : last - begin], part.offset + first - part.at)
+                self._open(part.path)
+                _write_all(self._fd, data[first - begin : last - begin], part.offset + first - part.at)
                 self._progress.done += last - first
             if part.at + part.size > end:
                 return
             self._next += 1
 
-    def _write(self, path: str, data: memoryview, offset: int) -> None:
-        if path not in self._fds:
-            self.close()  # parts of one file follow each other
-            self._fds[path] = opened(os.path.join(self._root, path), os.O_WRONLY)
-        while data:
-            done = os.pwrite(self._fds[path], data, offset)
-            data, offset = data[done:], offset + done
-
-    def digest(self) -> str:
-        """Of all that came."""
-        return f"sha256:{self._sum.hexdigest()}"
+    def _open(self, path: str) -> None:
+        """A file stays open as long as its parts follow each other."""
+        if path != self._path:
+            self._shut()
+            self._fd, self._path = opened(os.path.join(self._root, path), os.O_WRONLY), path
 
     def flush(self) -> None:
         """Begin to have the disk take what is large, while other layers come in."""
-        for fd in self._fds.values():
-            os.fdatasync(fd)
+        with self._lock:
+            if self._fd >= 0:
+                os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Close what is open."""
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        """Take no more, also of what a thread has at hand."""
+        with self._lock:
+            self._closed = True
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._path, self._fd = "", -1
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done
 
 
 def _require_digest(data: bytes, digest: str, what: str) -> None:
