@@ -40,6 +40,8 @@ class Seen:
     """Whether the node of its status exists."""
     in_use: bool = False
     """Whether a pod is there that was restored from it: kubelet restores its containers from there again."""
+    restoring: tuple[str, ...] = ()
+    """The Restores from it that are in progress."""
     now: float
 
 
@@ -82,10 +84,12 @@ def manage(seen: Seen) -> Step:
     checkpoint, has = seen.checkpoint, seen.checkpoint["metadata"].get("finalizers") or []
     node = (checkpoint.get("status") or {}).get("nodeName")
     if deleting(checkpoint):
+        if words.HOLD in has:
+            return _held(seen.restoring)
         # Without a node there is no data; that of a node which is gone is gone with it, or in the volume.
         orphan = words.FINALIZER in has and (not node or not seen.node_there)
         return Step(do=(Do.DROP_FINALIZER,)) if orphan else NOTHING
-    if words.FINALIZER not in has:
+    if not {words.FINALIZER, words.HOLD} <= set(has):
         return Step(do=(Do.ADD_FINALIZER,), after=0)
     current = phase(checkpoint)
     if current == words.CREATED:
@@ -107,6 +111,17 @@ def manage(seen: Seen) -> Step:
         return _submitting(seen)
     step = lifetime(checkpoint, seen.now)
     return Step(after=_LATER) if seen.in_use and step.do else step
+
+
+def _held(restoring: tuple[str, ...]) -> Step:
+    """The data goes once no Restore is in progress; new ones aren't begun from a Checkpoint that is being deleted."""
+    if not restoring:
+        return Step(do=(Do.DROP_HOLD,), after=0)
+    message = (
+        f"it is deleted, and its data removed, once Restore {', '.join(restoring)} has its pod running, or is gone"
+    )
+    held = Condition(type=words.IN_USE, status=True, reason="RestoreInProgress", message=message)
+    return Step(conditions=(held,), after=_SOON)
 
 
 def _created(seen: Seen) -> Step:
@@ -210,7 +225,10 @@ def _to_store(node: str, data: Data) -> Step:
 
 
 def _removed(checkpoint: Object, data: Data, *, mine: bool) -> Step:
-    kept = words.FINALIZER not in (checkpoint["metadata"].get("finalizers") or [])
+    has = checkpoint["metadata"].get("finalizers") or []
+    if words.HOLD in has:
+        return NOTHING
+    kept = words.FINALIZER not in has
     if mine and not kept:
         return Step(do=(Do.REMOVE, Do.DROP_FINALIZER))
     return Step(do=(Do.REMOVE_LOCAL,)) if data is Data.WHOLE else NOTHING

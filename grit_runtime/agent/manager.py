@@ -28,18 +28,20 @@ class Manager:
         if kind == words.RESTORES:
             return None if found is None else await self._restore(found)
         # What becomes of a Checkpoint is of interest to the Restores that name it, also that it is gone.
-        for restore in await self.api.list(words.RESTORES, namespace):
-            if restore["spec"]["checkpointName"] == name:
-                self.wake((words.RESTORES, namespace, str(restore["metadata"]["name"])))
-        return None if found is None else await self._checkpoint(found)
+        named = [one for one in await self.api.list(words.RESTORES, namespace) if one["spec"]["checkpointName"] == name]
+        for restore in named:
+            self.wake((words.RESTORES, namespace, str(restore["metadata"]["name"])))
+        return None if found is None else await self._checkpoint(found, named)
 
-    async def _checkpoint(self, found: Object) -> float | None:
+    async def _checkpoint(self, found: Object, named: list[Object]) -> float | None:
         namespace = found["metadata"]["namespace"]
         node = (found.get("status") or {}).get("nodeName")
         pod = await self.api.get("pods", namespace, found["spec"]["podName"])
         there = not node or await self.api.get("nodes", "", node) is not None
         used = await self._used(found)
-        seen = checkpoints.Seen(checkpoint=found, pod=pod, node_there=there, in_use=used, now=self.now())
+        now = self.now()
+        restoring = tuple(str(one["metadata"]["name"]) for one in named if restores.in_progress(one, now))
+        seen = checkpoints.Seen(checkpoint=found, pod=pod, node_there=there, in_use=used, restoring=restoring, now=now)
         step = checkpoints.manage(seen)
         found = await status.write(self.api, words.CHECKPOINTS, found, step, self.now())
         for do in step.do:
@@ -71,9 +73,11 @@ class Manager:
     async def _do(self, do: Do, kind: str, found: Object, pod: Object | None) -> None:
         meta = found["metadata"]
         if do is Do.ADD_FINALIZER:
-            await status.finalizers(self.api, found, add=True)
+            await status.finalizers(self.api, found, add=(words.FINALIZER, words.HOLD))
         elif do is Do.DROP_FINALIZER:
-            await status.finalizers(self.api, found, add=False)
+            await status.finalizers(self.api, found, drop=(words.FINALIZER,))
+        elif do is Do.DROP_HOLD:
+            await status.finalizers(self.api, found, drop=(words.HOLD,))
         elif do is Do.CREATE_RESTORE and pod is not None:
             await self._create_restore(found, pod)
         elif do is Do.DELETE_POD and pod is not None:

@@ -15,6 +15,7 @@ class Do(Enum):
 
     ADD_FINALIZER = "add the finalizer"
     DROP_FINALIZER = "drop the finalizer"
+    DROP_HOLD = "let the data go"
     CREATE_RESTORE = "create the Restore"
     DELETE_POD = "delete the pod"
     DELETE = "delete the object"

@@ -89,7 +89,7 @@ class Node:
         elif do is Do.REMOVE_LOCAL:
             await asyncio.to_thread(sets.remove, place)
         elif do is Do.DROP_FINALIZER:
-            await status.finalizers(self.api, found, add=False)
+            await status.finalizers(self.api, found, drop=(words.FINALIZER,))
 
     async def _capture(self, found: Object, place: Place) -> None:
         meta = found["metadata"]

@@ -51,6 +51,13 @@ def chosen_for(restore: Object, now: float) -> float | None:
     return left if 0 < left <= LONGEST else None
 
 
+def in_progress(restore: Object, now: float) -> bool:
+    """Whether a pod was chosen that doesn't run yet: it may need the data at any moment."""
+    if phase(restore) in (words.RESTORED, words.FAILED):
+        return False
+    return phase(restore) in (words.PENDING, words.RESTORING) or chosen_for(restore, now) is not None
+
+
 def _not_ready(reason: str, message: str) -> Condition:
     return Condition(type=words.READY, status=False, reason=reason, message=message)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from grit_runtime.agent import words
+from grit_runtime.agent import checkpoints, words
 from tests.requirements import ROOT
 from tests.simulated.apiserver import Fault
 from tests.unit import agentobjects as objects
@@ -45,7 +45,7 @@ def test_a_pod_is_captured_as_a_set_and_its_data_goes_with_the_checkpoint(tmp_pa
         assert status["storedBytes"] == status["bytes"]
         assert made.calls() == ["capture one id-front id-back"]
         assert made.calls("n2") == []
-        assert found["metadata"]["finalizers"] == ["grit.dev/data"]
+        assert found["metadata"]["finalizers"] == ["grit.dev/data", "grit.dev/restores"]
         for root in (made.root("n1"), made.volume):
             assert (root / "default/one/back/checkpoint/grit.json").exists()
         told = {"WaitingForAgent", "Capturing", "Captured", "Stored"}
@@ -267,7 +267,31 @@ def test_a_checkpoint_stays_while_its_data_can_t_be_removed(tmp_path: Path) -> N
         await made.until(lambda: "VolumeUnknown" in {reason for reason, _ in made.server.events()})
         assert made.server.find(CP, "one") is not None
 
-    _run(tmp_path, do, "n1")
+    _run(tmp_path, do, "manager", "n1")
+
+
+def test_the_data_is_not_removed_from_under_a_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_SOON", 0.2)
+
+    async def do(made: Cluster) -> None:
+        await made.server.put("pods", objects.pod())
+        await made.server.put(CP, objects.checkpoint(volumeClaim={"claimName": "store"}))
+        await made.until(lambda: made.condition(CP, "one", "Stored")[0] == "True")
+        await made.server.put(RT, objects.restore())
+        new = await admitted(made, objects.pod("web-1"))
+        await made.server.change(CP, "one", lambda found: found["metadata"].update(deletionTimestamp="now"))
+        await made.until(lambda: made.condition(CP, "one", "InUse")[1] == "RestoreInProgress")
+        starting = objects.pod("web-1", node="n2", running=False)["status"]
+        await made.server.put("pods", {**new, "spec": {**new["spec"], "nodeName": "n2"}, "status": starting})
+        await made.until(lambda: made.condition(RT, "back", "DataAvailable")[0] == "True")
+        assert made.server.find(CP, "one") is not None
+        running = objects.pod("web-1", node="n2")["status"]
+        await made.server.change("pods", "web-1", lambda found: found.update(status=running))
+        await made.until(lambda: made.phase(RT, "back") == "Restored")
+        await made.until(lambda: made.server.find(CP, "one") is None)
+        assert list(made.volume.iterdir()) == []
+
+    _run(tmp_path, do, "manager", "n1", "n2")
 
 
 def test_two_pods_that_come_at_once_do_not_get_one_restore(tmp_path: Path) -> None:
