@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from grit_runtime.agent import capture, checkpoints, pods, restores, sets, status, words
+from grit_runtime.agent import capture, checkpoints, outcome, pods, restores, sets, status, words
 from grit_runtime.agent.checkpoints import Data
 from grit_runtime.agent.client import Api
 from grit_runtime.agent.errors import ApiError, ConflictError
-from grit_runtime.agent.model import Condition, Do, Object, Step, moment
+from grit_runtime.agent.model import Condition, Do, Object, Step, condition, moment
 from grit_runtime.agent.queue import Key
 from grit_runtime.agent.sets import Place, Progress
 from grit_runtime.agent.stores import KeptError, Stores, UnknownStoreError
@@ -222,11 +222,14 @@ class Node:
 
     async def _pod(self, namespace: str, name: str) -> float | None:
         pod = await self.api.get("pods", namespace, name)
-        if pod is None or pods.ends(pod) or pod["spec"].get("nodeName") != self.name or not pods.progress(pod):
+        if pod is None or pods.ends(pod) or pod["spec"].get("nodeName") != self.name:
             return None
         label = (pod["metadata"].get("labels") or {}).get(words.RESTORE_LABEL, "")
         restore = await self.api.get(words.RESTORES, namespace, label) if label else None
         if restore is None:
+            return None
+        if not pods.progress(pod):
+            await self._began(restore, pod)
             return None
         found = await self.api.get(words.CHECKPOINTS, namespace, restore["spec"]["checkpointName"])
         there = found is not None and sets.look(self._place(found), _names(found)) is Data.WHOLE
@@ -235,6 +238,12 @@ class Node:
         if Do.FETCH in step.do and found is not None:
             return await self._fetch(restore, found)
         return step.after
+
+    async def _began(self, restore: Object, pod: Object) -> None:
+        """The pod runs: say which of its containers have started from scratch, where they may."""
+        if not restores.waits(restore) and not condition(restore, words.ORIGIN):
+            step = restores.began(await outcome.of(self.program, pods.identities(pod)))
+            await status.write(self.api, words.RESTORES, restore, step, self.now())
 
     async def _fetch(self, restore: Object, found: Object) -> float | None:
         place, progress = self._place(found), Progress()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from grit_runtime.agent import checkpoints, pods, words
 from grit_runtime.agent.model import NOTHING, Condition, Do, Object, Step, condition, lifetime, moment, seconds
+from grit_runtime.agent.outcome import Outcome
 
 _SOON = 5.0
 LONGEST = 60.0
@@ -95,7 +96,7 @@ def _with_pod(seen: Seen, pod: Object) -> Step:
         return Step(status={**status, "phase": words.RESTORING}, conditions=(_not_ready(reason, missing),), after=_SOON)
     message = f"the containers of pod {name} run"
     if not waits(seen.restore):
-        message += "; by onFailure: ColdStart, one that could not be restored has started from scratch (its node's log)"
+        message += f"; by onFailure: ColdStart, they may have started from scratch: condition {words.ORIGIN}"
     done = Condition(type=words.READY, status=True, reason="PodRuns", message=message)
     return Step(
         status={**status, "phase": words.RESTORED, "completionTime": moment(seen.now)}, conditions=(done,), after=0
@@ -150,6 +151,20 @@ def on_node(restore: Object, checkpoint: Object | None, node: str, *, there: boo
     return Step(
         conditions=(_data(False, "Copying", f"the data is being copied to node {node}"),), do=(Do.FETCH,), after=0
     )
+
+
+def began(found: Sequence[Outcome]) -> Step:
+    """What the agent says of a pod that runs, and may have started from scratch."""
+    listed = [{"name": one.name, **({} if one.restored is None else {"restored": one.restored})} for one in found]
+    cold = [f"{one.name}: {one.why}" for one in found if one.restored is False]
+    unknown = [one.name for one in found if one.restored is None]
+    reason, message = "AllRestored", "all go on from the checkpoint"
+    if cold:
+        reason, message = "StartedCold", f"from scratch: {'; '.join(cold)}"
+    elif unknown:
+        reason, message = "NoRecord", f"the runtime has no record of: {', '.join(unknown)}"
+    said = Condition(type=words.ORIGIN, status=not cold and not unknown, reason=reason, message=message)
+    return Step(status={"containers": listed}, conditions=(said,))
 
 
 def _data(there: bool, reason: str, message: str) -> Condition:

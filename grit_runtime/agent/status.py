@@ -5,7 +5,7 @@ from grit_runtime.agent.client import Api
 from grit_runtime.agent.model import Condition, Object, Step, condition, moment, patched
 
 _KINDS = {words.CHECKPOINTS: words.CHECKPOINT, words.RESTORES: words.RESTORE}
-_EVENTFUL = (words.READY, words.STORED, words.DATA, words.IN_USE)
+_EVENTFUL = (words.READY, words.STORED, words.DATA, words.IN_USE, words.ORIGIN)
 
 
 async def write(api: Api, kind: str, found: Object, step: Step, now: float) -> Object:

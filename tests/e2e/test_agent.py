@@ -15,7 +15,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from pods import Failed, Pod, wait
 
-from grit_runtime.agent import webhook, words
+from grit_runtime.agent import outcome, webhook, words
+from grit_runtime.agent.capture import Program
 from grit_runtime.agent.client import Api
 from tests.e2e.cri import Cri
 from tests.requirements import RUNTIME, containerds
@@ -111,6 +112,10 @@ def test_a_pod_is_captured_as_a_set_and_restored_as_a_set(containerd: Cri, tmp_p
             await made.until(lambda name=name: len(cri.numbers(new, name)) >= last[name] + 5)  # type: ignore[misc]
             numbers = cri.numbers(new, name)
             assert numbers == list(range(1, len(numbers) + 1))
+        assert made.runtime
+        told = await outcome.of(Program(argv=made.runtime), ids)
+        assert [(one.name, one.restored) for one in told] == [(name, True) for name in NAMES]
+        assert (await outcome.of(Program(argv=made.runtime), {"app": "0" * 64}))[0].restored is None
         await made.server.put("pods", {**admitted, "status": _reported(new, ids)["status"]})
         await made.until(lambda: made.phase(RT, "one") == "Restored")
         cri.remove(new)

@@ -294,6 +294,33 @@ def test_the_data_is_not_removed_from_under_a_restore(tmp_path: Path, monkeypatc
     _run(tmp_path, do, "manager", "n1", "n2")
 
 
+@pytest.mark.parametrize(("back", "reason"), [("ok", "AllRestored"), ("failed", "StartedCold"), ("", "NoRecord")])
+def test_a_restore_says_which_containers_have_started_from_scratch(tmp_path: Path, back: str, reason: str) -> None:
+    async def do(made: Cluster) -> None:
+        await made.server.put("pods", objects.pod("web-0", "front", "back"))
+        await made.server.put(CP, objects.checkpoint())
+        await made.until(lambda: _captured(made))
+        for name, outcome in (("front", "ok"), ("back", back)):
+            record = {"operation": "create", "container": f"id-{name}", "outcome": outcome, "error": "no such mount"}
+            if outcome:
+                (made.root("n1") / f"report-id-{name}").write_text(json.dumps({"operations": [record]}))
+        await made.server.put(RT, objects.restore(onFailure="ColdStart"))
+        new = await admitted(made, objects.pod("web-1", "front", "back"))
+        running = objects.pod("web-1", "front", "back")["status"]
+        await made.server.put("pods", {**new, "spec": {**new["spec"], "nodeName": "n1"}, "status": running})
+        await made.until(lambda: made.condition(RT, "back", "FromCheckpoint")[1] == reason)
+        told = {"ok": "all go on from the checkpoint", "failed": "from scratch: back: no such mount"}
+        assert made.condition(RT, "back", "FromCheckpoint")[2] == told.get(back, "the runtime has no record of: back")
+        found = made.server.find(RT, "back")
+        assert found is not None
+        assert found["status"]["containers"] == [
+            {"name": "front", "restored": True}, {"name": "back", **({"restored": back == "ok"} if back else {})},
+        ]  # fmt: skip
+        await made.until(lambda: made.phase(RT, "back") == "Restored")
+
+    _run(tmp_path, do, "manager", "n1")
+
+
 def test_two_pods_that_come_at_once_do_not_get_one_restore(tmp_path: Path) -> None:
     async def do(made: Cluster) -> None:
         await made.server.put("pods", objects.pod())
