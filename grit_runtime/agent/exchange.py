@@ -104,18 +104,15 @@ class Exchange:
         url = URL(f"{self.repository.url}/{where}") if isinstance(where, str) else where
         return _Asked(self, method, url, dict(headers or {}), body, 2 * self.patience.silent + size / _SLOWEST)
 
-    async def send(
-        self, method: str, url: URL, headers: dict[str, str], body: Body | None, limit: float
-    ) -> aiohttp.ClientResponse:
+    async def send(self, method: str, url: URL, headers: dict[str, str], body: Body | None, limit: float) -> Answer:
         """One request; redirects are followed, and a challenge is answered once."""
         challenged = False
         for _ in range(_REDIRECTS + 2):
             known = self._authorization
             answer = await self._plainly(method, url, headers, body, limit)
             if answer.status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD"):
-                target = answer.headers.get("Location", "")
                 answer.release()
-                url = url.join(URL(target))
+                url = _joined(answer)
                 continue
             if answer.status != 401 or challenged or not self._is_own(url):
                 return answer
@@ -127,11 +124,9 @@ class Exchange:
         raise TransferError(f"{method} {_shown(url)}: too many redirects", 400)
 
     def _is_own(self, url: URL) -> bool:
-        return url.origin() == URL(self.repository.url).origin()
+        return url.is_absolute() and url.origin() == URL(self.repository.url).origin()
 
-    async def _plainly(
-        self, method: str, url: URL, headers: dict[str, str], body: Body | None, limit: float
-    ) -> aiohttp.ClientResponse:
+    async def _plainly(self, method: str, url: URL, headers: dict[str, str], body: Body | None, limit: float) -> Answer:
         assert self._session is not None
         if url.scheme != "https" and not (self.repository.plain and url.scheme == "http"):
             raise TransferError(f"{method} {_shown(url)}: only https is asked, unless the configuration says so", 400)
@@ -167,10 +162,9 @@ class Exchange:
         """A bearer token (distribution's docs, spec/auth/token.md, and oauth.md for an identity token)."""
         try:
             url = URL(asked.get("realm", ""))
-            absolute = url.is_absolute()
         except ValueError:
-            absolute = False
-        if not absolute:
+            url = URL()
+        if not url.is_absolute():
             raise TransferError(f"registry {self.repository.host} names no token server", 401)
         words = {"service": asked.get("service", ""), "scope": self._scope(asked.get("scope", ""))}
         if self.credentials.identity:
@@ -178,10 +172,10 @@ class Exchange:
                 **words, "grant_type": "refresh_token", "client_id": "grit-agent",
                 "refresh_token": self.credentials.identity,
             })  # fmt: skip
-            return await self.tried(lambda: self._token_once("POST", url, {}, form))
+            return await self._token_once("POST", url, {}, form)
         basic = self.credentials.basic()
         headers = {"Authorization": basic} if basic else {}
-        return await self.tried(lambda: self._token_once("GET", url.update_query(words), headers, None))
+        return await self._token_once("GET", url.update_query(words), headers, None)
 
     def _scope(self, asked: str) -> str:
         """What the registry wants a token for, and what it wanted one for before: one token does for all."""
@@ -219,9 +213,9 @@ class _Asked:
     headers: dict[str, str]
     body: Body | None
     limit: float
-    _answer: aiohttp.ClientResponse | None = None
+    _answer: Answer | None = None
 
-    async def __aenter__(self) -> aiohttp.ClientResponse:
+    async def __aenter__(self) -> Answer:
         self._answer = await self.exchange.send(self.method, self.url, self.headers, self.body, self.limit)
         return self._answer
 
@@ -232,7 +226,8 @@ class _Asked:
             raise TransferError(f"{self.method} {_shown(self.url)}: {_words(err)}") from None
 
 
-async def require(answer: aiohttp.ClientResponse, wanted: int | tuple[int, ...], what: str = "") -> None:
+async def require(answer: Answer, wanted: int | tuple[int, ...], what: str = "") -> None:
+    """Have an answer be one of those that are wanted. Raises TransferError: it isn't, in the registry's words."""
     if answer.status in (wanted if isinstance(wanted, tuple) else (wanted,)):
         return
     said = _said(await answer.content.read(_ERROR)) if answer.method != "HEAD" else ""
@@ -244,18 +239,23 @@ async def require(answer: aiohttp.ClientResponse, wanted: int | tuple[int, ...],
 
 def located(answer: Answer, digest: str) -> URL:
     """Where a blob is to be uploaded, by the answer to a request for an upload."""
+    return _joined(answer).update_query({"digest": digest})
+
+
+def _joined(answer: Answer) -> URL:
+    """Where its `Location` leads."""
     try:
-        url = answer.url.join(URL(answer.headers.get("Location", "")))
+        return answer.url.join(URL(answer.headers.get("Location", "")))
     except ValueError:
-        raise TransferError(f"{_shown(answer.url)} names no place for an upload", 400) from None
-    return url.update_query({"digest": digest})
+        raise TransferError(f"{answer.method} {_shown(answer.url)} leads to no address", 400) from None
 
 
 def _after(word: str) -> float:
     return float(word) if word.isascii() and word.isdigit() and len(word) < 6 else 0.0
 
 
-async def bounded(answer: aiohttp.ClientResponse, most: int, what: str) -> bytes:
+async def bounded(answer: Answer, most: int, what: str) -> bytes:
+    """All of an answer. Raises TransferError: it is more than `most` bytes."""
     found = bytearray()
     async for data in answer.content.iter_any():
         found += data

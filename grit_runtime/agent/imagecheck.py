@@ -14,7 +14,7 @@ from grit_runtime.errors import CheckpointError
 MOST_BYTES = 4 << 20
 """Of a manifest; what registries take, and containers/image."""
 MOST_CONFIG = 32 << 20
-_MOST_FILES = 1 << 16
+_MOST_FILES = 1 << 18  # CRIU has two and more for each process and thread
 _MOST_LAYER = 1 << 40
 _DEEPEST = 8
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

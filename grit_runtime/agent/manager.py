@@ -64,8 +64,10 @@ class Manager:
         checkpoint = await self.api.get(words.CHECKPOINTS, meta["namespace"], found["spec"]["checkpointName"])
         listed = await self.api.list("pods", meta["namespace"], {words.RESTORE_LABEL: meta["name"]})
         seen = restores.Seen(restore=found, checkpoint=checkpoint, pods=listed, now=self.now())
-        step = restores.manage(seen)
+        step, before = restores.manage(seen), restores.phase(found)
         found = await status.write(self.api, words.RESTORES, found, step, self.now())
+        if checkpoint is not None and checkpoints.deleting(checkpoint) and restores.phase(found) != before:
+            self.wake((words.CHECKPOINTS, meta["namespace"], checkpoint["metadata"]["name"]))  # it may be waiting
         for do in step.do:
             await self._do(do, words.RESTORES, found, None)
         return step.after

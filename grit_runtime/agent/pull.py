@@ -15,7 +15,16 @@ from grit_runtime.agent.image import Index, Layer
 from grit_runtime.agent.registry import Registry
 from grit_runtime.agent.sets import Place, Progress, Stopped
 from grit_runtime.agent.staging import Staging, staging
-from grit_runtime.agent.transfer import Entries, Remote, content, digest_of, opened, side_by_side, together
+from grit_runtime.agent.transfer import (
+    Entries,
+    Remote,
+    content,
+    digest_of,
+    opened,
+    side_by_side,
+    together,
+    without_travel,
+)
 from grit_runtime.checkpoint import locate
 from grit_runtime.errors import CheckpointError
 from grit_runtime.host import files
@@ -42,6 +51,7 @@ def pull(remote: Remote, digest: str, target: Place, expected: Entries, progress
     if sets.look(target, containers) is Data.WHOLE:
         return
     sets.claim(target)
+    progress.total = sets.total(expected)
     with staging(sets.copying(target), digest) as stage:
         asyncio.run(_Pull(remote, stage, progress).all(digest, containers))
         for name, entry in zip(containers, expected, strict=True):
@@ -59,8 +69,7 @@ class _Pull:
         async with Exchange(self.remote.repository, self.remote.credentials, self.remote.patience) as exchange:
             registry = Registry(exchange)
             layers, index = await self._documents(registry, digest, containers)
-            self.progress.total = sum(index.files.values())
-            self.progress.done = self.progress.total - sum(layer.data for layer in index.layers)
+            self.progress.done = without_travel(index)
             _require_room(self.stage.path, sum(layer.data for layer in index.layers))
             await asyncio.to_thread(self._prepare, index)
 

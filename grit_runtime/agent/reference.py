@@ -111,7 +111,9 @@ def repository(reference: str, namespace: str, known: Sequence[Allowed]) -> Repo
     """
     host, path, _ = split(reference)
     here = [entry for entry in known if entry.host == host]
-    for entry in here:
+    # The longest prefix that fits decides: what lies there isn't the namespace's of a shorter one.
+    fitting = [entry for entry in here if not entry.prefix or path.startswith(f"{entry.prefix}/")]
+    for entry in sorted(fitting, key=lambda entry: len(entry.prefix), reverse=True)[:1]:
         below = f"{entry.prefix}/{namespace}" if entry.prefix else namespace
         if path == below or path.startswith(f"{below}/"):
             return Repository(host=host, path=path, plain=entry.plain)

@@ -144,7 +144,9 @@ def copy(source: Place, target: Place, expected: Sequence[dict[str, object]], pr
     with staging.staging(copying(target), identity(expected)) as stage:
         for name, entry in zip(names_, expected, strict=True):
             known = known_as(os.path.join(source.path, name, names.IMAGES_DIR), entry)
-            _Copy(known, progress).tree(os.path.join(source.path, name), os.path.join(stage.path, name))
+            _Copy(known.sizes, integrity.recorded(known.data, source.path), progress).tree(
+                os.path.join(source.path, name), os.path.join(stage.path, name)
+            )
             inside = os.path.join(stage.path, name, names.IMAGES_DIR)
             known = known_as(inside, entry)
             integrity.require(inside, known.sizes, integrity.recorded(known.data, inside), pool.workers(0))
@@ -183,7 +185,8 @@ def known_as(images: str, entry: Mapping[str, object]) -> manifest.Manifest:
 class _Copy:
     """Copies files and directories, with nobody else's rights; anything else is refused."""
 
-    known: manifest.Manifest
+    sizes: Mapping[str, int]
+    checksums: Mapping[str, tuple[str, ...]]
     progress: Progress
 
     def tree(self, source: str, target: str) -> None:
@@ -197,18 +200,15 @@ class _Copy:
 
     def _is_there(self, directory: str, name: str) -> bool:
         """Whether a copy that was cut short has left this file whole, by its checksums."""
-        path = os.path.join(directory, name)
+        known = os.path.basename(directory) == names.IMAGES_DIR and name in self.checksums
         try:
-            found = os.lstat(path)
-        except FileNotFoundError:
+            if not known or os.lstat(os.path.join(directory, name)).st_size != self.sizes[name]:
+                return False
+            integrity.require(directory, [name], self.checksums, pool.workers(0))
+        except (FileNotFoundError, CheckpointError):
             return False
-        checksums = integrity.recorded(self.known.data, directory)
-        if os.path.basename(directory) == names.IMAGES_DIR and self.known.sizes.get(name) == found.st_size:
-            with contextlib.suppress(CheckpointError):
-                integrity.require(directory, [name] if name in checksums else [], checksums, pool.workers(0))
-                self.progress.done += found.st_size
-                return name in checksums
-        return False
+        self.progress.done += self.sizes[name]
+        return True
 
     def _file(self, source: str, target: str) -> None:
         files.unlink_if_there(target)
@@ -216,14 +216,14 @@ class _Copy:
         try:
             writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                self._bytes(reading, writing)
+                self._bytes(reading, writing, source)
                 os.fsync(writing)
             finally:
                 os.close(writing)
         finally:
             os.close(reading)
 
-    def _bytes(self, reading: int, writing: int) -> None:
+    def _bytes(self, reading: int, writing: int, source: str) -> None:
         """What is no hole."""
         size = os.fstat(reading).st_size
         os.ftruncate(writing, size)
@@ -236,7 +236,7 @@ class _Copy:
                     raise Stopped("the copy was told to end")
                 done = os.sendfile(writing, reading, offset, min(_PIECE, end - offset))
                 if not done:
-                    raise CheckpointError("a file became shorter while it was copied")
+                    raise CheckpointError(f"{source} became shorter while it was copied")
                 offset += done
                 self.progress.done += done
         self.progress.done = before + size

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from grit_runtime import names
-from grit_runtime.agent import image, sets
+from grit_runtime.agent import image, imagecheck, sets
 from grit_runtime.agent.credentials import Credentials
 from grit_runtime.agent.exchange import Exchange, Patience
 from grit_runtime.agent.image import Facts, Index, Layer, Part
@@ -74,8 +74,7 @@ class _Push:
     def __init__(self, place: Place, expected: Entries, remote: Remote, progress: Progress) -> None:
         self._place, self._expected, self._remote, self._progress = place, expected, remote, progress
         self._index = _laid_out(place, expected, remote.piece)
-        progress.total = sum(self._index.files.values())
-        progress.done = progress.total - sum(layer.data for layer in self._index.layers)
+        progress.total, progress.done = sets.total(expected), without_travel(self._index)
         self._sent = [0] * len(self._index.layers)
         self._digests = [""] * len(self._index.layers)
 
@@ -95,6 +94,7 @@ class _Push:
                 await registry.put_blob(*described, lambda: _once(config))
             manifest = image.manifest(self._index, self._digests, described, facts)
             digest = digest_of(manifest)
+            imagecheck.index(config, imagecheck.manifest(manifest)[1], facts.containers)  # or nobody could pull it
             await registry.put_manifest(tag, manifest)
             if not await registry.has_manifest(digest):
                 raise CheckpointError(f"registry {self._remote.repository.host} has another manifest than it was given")
@@ -212,6 +212,11 @@ def _range(path: str, part: Part) -> Iterator[bytes]:
             yield data
     finally:
         os.close(fd)
+
+
+def without_travel(index: Index) -> int:
+    """Bytes of holes."""
+    return sum(index.files.values()) - sum(layer.data for layer in index.layers)
 
 
 def digest_of(data: bytes) -> str:

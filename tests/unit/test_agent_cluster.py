@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from grit_runtime.agent import checkpoints, words
+from grit_runtime.agent import words
 from tests.requirements import ROOT
 from tests.simulated.apiserver import Fault
 from tests.unit import agentobjects as objects
@@ -270,9 +270,7 @@ def test_a_checkpoint_stays_while_its_data_can_t_be_removed(tmp_path: Path) -> N
     _run(tmp_path, do, "manager", "n1")
 
 
-def test_the_data_is_not_removed_from_under_a_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_SOON", 0.2)
-
+def test_the_data_is_not_removed_from_under_a_restore(tmp_path: Path) -> None:
     async def do(made: Cluster) -> None:
         await made.server.put("pods", objects.pod())
         await made.server.put(CP, objects.checkpoint(volumeClaim={"claimName": "store"}))

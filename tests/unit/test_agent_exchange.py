@@ -202,6 +202,12 @@ def test_a_redirect_that_goes_in_a_circle_ends() -> None:
         _ask([again], _blob)
 
 
+@pytest.mark.parametrize("where", ["http://[/", "mailto:x", "http:///x", "//", "ftp://host/x"])
+def test_a_redirect_to_nowhere_is_an_error(where: str) -> None:
+    with pytest.raises(TransferError):
+        _ask([_status(302, Location=where)], _blob)
+
+
 @pytest.mark.parametrize("where", ["http://127.0.0.1:1/x", "ftp://host/x", "file:///etc/shadow"])
 def test_a_registry_by_https_leads_to_nothing_else(where: str) -> None:
     async def run() -> None:

@@ -170,6 +170,14 @@ def test_and_nothing_else(said: str) -> None:
         reference.repository(said, "default", KNOWN)
 
 
+def test_a_prefix_is_no_namespace_of_a_shorter_one() -> None:
+    both = (Allowed(host="r"), Allowed(host="r", prefix="cp"))
+    assert reference.repository("r/cp/team/web", "team", both).path == "cp/team/web"
+    assert reference.repository("r/team/web", "team", both).path == "team/web"
+    with pytest.raises(NoReferenceError):
+        reference.repository("r/cp/team/web", "cp", both)
+
+
 def test_a_pinned_reference_has_a_digest() -> None:
     digest = f"sha256:{'a' * 64}"
     assert reference.pinned(f"r:5000/cp/default/web@{digest}") == ("r:5000/cp/default/web", digest)
