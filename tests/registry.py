@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,8 @@ class DockerRegistry:
     base: Path
     auth: dict[str, Any] = field(default_factory=dict)
     """The section `auth` of its configuration."""
+    tls: dict[str, str] = field(default_factory=dict)
+    """The section `http.tls`."""
     deletes: bool = True
     port: int = 0
     process: "subprocess.Popen[bytes] | None" = None
@@ -54,7 +55,7 @@ class DockerRegistry:
                 "delete": {"enabled": self.deletes},
                 "maintenance": {"uploadpurging": {"enabled": False}},
             },
-            "http": {"addr": self.host},
+            "http": {"addr": self.host, **({"tls": self.tls} if self.tls else {})},
             **({"auth": self.auth} if self.auth else {}),
         }
         (self.base / "config.yml").write_text(json.dumps(config))
@@ -64,10 +65,8 @@ class DockerRegistry:
         deadline = time.monotonic() + 20
         while True:
             try:
-                with urllib.request.urlopen(f"http://{self.host}/v2/", timeout=5):
+                with socket.create_connection(("127.0.0.1", self.port), timeout=5):
                     return
-            except urllib.error.HTTPError:
-                return
             except OSError:
                 assert time.monotonic() < deadline, (self.base / "log").read_text()
                 assert self.process.poll() is None, (self.base / "log").read_text()

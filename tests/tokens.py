@@ -3,6 +3,7 @@
 import base64
 import datetime
 import http.server
+import ipaddress
 import json
 import threading
 import time
@@ -34,15 +35,7 @@ class TokenServer:
     _server: http.server.ThreadingHTTPServer | None = None
 
     def __enter__(self) -> "TokenServer":
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _ISSUER)])
-        now = datetime.datetime.now(datetime.UTC)
-        made = (
-            x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(self._key.public_key())
-            .serial_number(1).not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(self._key, hashes.SHA256())
-        )  # fmt: skip
+        made = _signed(self._key, _ISSUER)
         self._certificate = made.public_bytes(serialization.Encoding.DER)
         (self.base / "issuer.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -108,3 +101,26 @@ class TokenServer:
 
 def _encoded(data: bytes) -> bytes:
     return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+def _signed(key: rsa.RSAPrivateKey, name: str) -> x509.Certificate:
+    """A certificate that is its own authority."""
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    return (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now - day).not_valid_after(now + day)
+        .add_extension(alternative, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(key, hashes.SHA256())
+    )  # fmt: skip
+
+
+def certificate(base: Path) -> dict[str, str]:
+    """The files of a server's certificate for 127.0.0.1, as docker-registry is told of them."""
+    key = rsa.generate_private_key(65537, 2048)
+    (base / "tls.crt").write_bytes(_signed(key, "registry").public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    data = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    (base / "tls.key").write_bytes(data)
+    return {"certificate": str(base / "tls.crt"), "key": str(base / "tls.key")}

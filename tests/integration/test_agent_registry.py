@@ -5,6 +5,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ from grit_runtime.checkpoint import integrity, manifest
 from grit_runtime.errors import CheckpointError
 from tests.cutter import DOWN, UP, Cutter
 from tests.registry import PASSWORD, DockerRegistry
-from tests.tokens import TokenServer
+from tests.requirements import ROOT
+from tests.tokens import TokenServer, certificate
 
 pytestmark = pytest.mark.needs("docker-registry")
 
@@ -470,3 +472,36 @@ def test_a_registry_that_wants_a_token(
         assert server.asked[0]["scope"].startswith(f"repository:{remote.repository.path}:")
         pull.pull(remote, digest, target, _entries(captured), Progress())
     assert _tree(target) == _tree(captured)
+
+
+_OVER_TLS = """
+import sys
+from tests.integration import test_agent_registry as t
+host, base, place = sys.argv[1], sys.argv[2], t.Place(root=sys.argv[3], namespace="default", name="one", uid="u1")
+remote = t.Remote(repository=t.Repository(host=host, path="default/tls"), patience=t.ONCE)
+try:
+    digest = t._push(place, remote)
+    t.pull.pull(remote, digest, place.below(base), t._entries(place), t.Progress())
+except t.TransferError as err:
+    sys.exit(str(err))
+"""
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_registry_by_https(captured: Place, tmp_path: Path, known: bool) -> None:
+    """In a process of its own: which authorities are known is read once."""
+    tls = certificate(tmp_path)
+    with DockerRegistry(tmp_path / "registry", tls=tls) as made:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "SSL_CERT_FILE": tls["certificate"] if known else os.devnull,
+        }
+        argv = [sys.executable, "-c", _OVER_TLS, made.host, str(tmp_path / "target"), captured.root]
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    if known:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert _tree(captured.below(str(tmp_path / "target"))) == _tree(captured)
+    else:
+        assert done.returncode == 1
+        assert "certificate verify failed" in done.stderr

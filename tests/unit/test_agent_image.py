@@ -121,6 +121,39 @@ def test_what_is_no_document_is_refused(data: bytes) -> None:
         imagecheck.index(data, [], ["a"])
 
 
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 1 << 70) | st.sampled_from(["a/f", "a/g/h", "../x", "b"]) | st.floats(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["files", "layers"]), inner, max_size=2)
+    ),
+    max_leaves=20,
+)
+_INDEX = st.fixed_dictionaries({
+    "format": st.just(image.FORMAT),
+    "files": _JSON | st.lists(st.tuples(st.sampled_from(["a/f", "a/g", "a/f/x"]), st.integers(0, 9)), max_size=3),
+    "layers": _JSON | st.lists(st.lists(st.tuples(*[st.integers(-1, 9)] * 4), max_size=2), max_size=2),
+})  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(_INDEX, st.integers(0, 2))
+def test_whatever_is_in_an_index_no_byte_goes_where_it_should_not(found: Any, count: int) -> None:
+    try:
+        made = imagecheck.index(json.dumps({"grit": found}).encode(), [(f"sha256:{'0' * 64}", 5)] * count, ["a"])
+    except CheckpointError:
+        return
+    seen: set[tuple[str, int]] = set()
+    for layer in made.layers:
+        for part in layer.parts:
+            assert part.at + part.size <= layer.size
+            assert part.offset + part.size <= made.files[part.path]
+            assert part.path.startswith("a/")
+            assert ".." not in part.path
+            bytes_ = {(part.path, part.offset + number) for number in range(part.size)}
+            assert not bytes_ & seen
+            seen |= bytes_
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
