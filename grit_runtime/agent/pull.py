@@ -13,7 +13,7 @@ from grit_runtime.agent.checkpoints import Data
 from grit_runtime.agent.exchange import Exchange
 from grit_runtime.agent.image import Index, Layer
 from grit_runtime.agent.registry import Registry
-from grit_runtime.agent.sets import Place, Progress, Stopped
+from grit_runtime.agent.sets import Place, Progress
 from grit_runtime.agent.staging import Staging, staging
 from grit_runtime.agent.transfer import (
     Entries,
@@ -124,8 +124,7 @@ class _Pull:
         """Whether an earlier try has left this layer whole: its digest is computed from what is on the disk."""
         made = hashlib.sha256()
         for data in content(self.stage.path, index, layer):
-            if self.progress.stop.is_set():
-                raise Stopped("the transfer was told to end")
+            self.progress.look()
             made.update(data)
         return f"sha256:{made.hexdigest()}" == digest
 

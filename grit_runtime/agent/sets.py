@@ -41,6 +41,11 @@ class Progress:
     done: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
+    def look(self) -> None:
+        """Raises Stopped: it was told to end."""
+        if self.stop.is_set():
+            raise Stopped("the copy was told to end")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -149,7 +154,8 @@ def copy(source: Place, target: Place, expected: Sequence[dict[str, object]], pr
             )
             inside = os.path.join(stage.path, name, names.IMAGES_DIR)
             known = known_as(inside, entry)
-            integrity.require(inside, known.sizes, integrity.recorded(known.data, inside), pool.workers(0))
+            checksums = integrity.recorded(known.data, inside)
+            integrity.require(inside, known.sizes, checksums, pool.workers(0), progress.look)
         stage.publish(target.path)
 
 
@@ -204,7 +210,7 @@ class _Copy:
         try:
             if not known or os.lstat(os.path.join(directory, name)).st_size != self.sizes[name]:
                 return False
-            integrity.require(directory, [name], self.checksums, pool.workers(0))
+            integrity.require(directory, [name], self.checksums, pool.workers(0), self.progress.look)
         except (FileNotFoundError, CheckpointError):
             return False
         self.progress.done += self.sizes[name]
@@ -232,8 +238,7 @@ class _Copy:
             os.lseek(writing, offset, os.SEEK_SET)
             end = offset + length
             while offset < end:
-                if self.progress.stop.is_set():
-                    raise Stopped("the copy was told to end")
+                self.progress.look()
                 done = os.sendfile(writing, reading, offset, min(_PIECE, end - offset))
                 if not done:
                     raise CheckpointError(f"{source} became shorter while it was copied")

@@ -22,7 +22,7 @@ from grit_runtime.agent.exchange import Exchange, Patience
 from grit_runtime.agent.image import Facts, Index, Layer, Part
 from grit_runtime.agent.reference import Repository
 from grit_runtime.agent.registry import Registry
-from grit_runtime.agent.sets import Place, Progress, Stopped
+from grit_runtime.agent.sets import Place, Progress
 from grit_runtime.checkpoint import integrity
 from grit_runtime.contents import archive
 from grit_runtime.errors import CheckpointError
@@ -112,8 +112,7 @@ class _Push:
     def _hashed(self, layer: Layer) -> str:
         made = hashlib.sha256()
         for data in content(self._place.path, self._index, layer):
-            if self._progress.stop.is_set():
-                raise Stopped("the transfer was told to end")
+            self._progress.look()
             made.update(data)
         return f"sha256:{made.hexdigest()}"
 
@@ -137,10 +136,7 @@ class _Push:
             images = os.path.join(self._place.path, str(entry["name"]), names.IMAGES_DIR)
             known = sets.known_as(images, entry)
             checksums = integrity.recorded(known.data, images)
-            for name in known.sizes:
-                if self._progress.stop.is_set():
-                    raise Stopped("the transfer was told to end")
-                integrity.require(images, [name], checksums, 1)
+            integrity.require(images, known.sizes, checksums, 1, self._progress.look)
 
 
 def _laid_out(place: Place, expected: Entries, piece: int) -> Index:
@@ -245,9 +241,9 @@ async def together(work: Sequence[Coroutine[Any, Any, None]], progress: Progress
     """All of it; the first failure, or `progress.stop`, ends all."""
 
     async def watch() -> None:
-        while not progress.stop.is_set():
+        while True:
+            progress.look()
             await asyncio.sleep(0.1)
-        raise Stopped("the transfer was told to end")
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -256,6 +252,7 @@ async def together(work: Sequence[Coroutine[Any, Any, None]], progress: Progress
             await asyncio.gather(*tasks)
             watching.cancel()
     except BaseExceptionGroup as failed:
+        progress.stop.set()  # what threads are at ends, too
         raise _first(failed) from None
 
 
