@@ -16,16 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from grit_runtime import names
-from grit_runtime.agent import staging
 from grit_runtime.agent.checkpoints import Data
-from grit_runtime.checkpoint import integrity, locate, manifest
-from grit_runtime.contents import archive
+from grit_runtime.checkpoint import locate, manifest
 from grit_runtime.errors import CheckpointError, GritError
-from grit_runtime.host import files, pool
+from grit_runtime.host import files
 
 _COPY = ".grit-copy-"
 _OWNER = ".grit-agent-"
-_PIECE = 8 << 20
 _MOST = 1 << 16  # bytes of the file that says whose a set is
 
 
@@ -129,36 +126,6 @@ def _digest(images: str) -> str:
         return f"sha256:{hashlib.sha256(stream.read()).hexdigest()}"
 
 
-def copy(source: Place, target: Place, expected: Sequence[dict[str, object]], progress: Progress) -> None:
-    """Copy a set, and have it appear when every byte of it is there and as its manifests say.
-
-    Args:
-        expected: what `contents` said when it was captured: another set of that name is not taken for this one.
-
-    Raises:
-        CheckpointError: the source isn't that set, or is damaged.
-        BusyError: another process copies it.
-        Stopped: `progress.stop` was set.
-        OSError: something can't be read or written.
-    """
-    names_ = [locate.component("container name", str(entry["name"])) for entry in expected]
-    if look(target, names_) is Data.WHOLE:
-        return
-    claim(target)
-    progress.total, progress.done = total(expected), 0
-    with staging.staging(copying(target), identity(expected)) as stage:
-        for name, entry in zip(names_, expected, strict=True):
-            known = known_as(os.path.join(source.path, name, names.IMAGES_DIR), entry)
-            _Copy(known.sizes, integrity.recorded(known.data, source.path), progress).tree(
-                os.path.join(source.path, name), os.path.join(stage.path, name)
-            )
-            inside = os.path.join(stage.path, name, names.IMAGES_DIR)
-            known = known_as(inside, entry)
-            checksums = integrity.recorded(known.data, inside)
-            integrity.require(inside, known.sizes, checksums, pool.workers(0), progress.look)
-        stage.publish(target.path)
-
-
 def copying(target: Place) -> str:
     """The directory beside a set's place in which it is made."""
     return os.path.join(os.path.dirname(target.path), f"{_COPY}{target.name}")
@@ -185,66 +152,6 @@ def known_as(images: str, entry: Mapping[str, object]) -> manifest.Manifest:
     if known is None or (digest and _digest(images) != digest):
         raise CheckpointError(f"{images} is not what was captured: its manifest is another")
     return known
-
-
-@dataclass(slots=True)
-class _Copy:
-    """Copies files and directories, with nobody else's rights; anything else is refused."""
-
-    sizes: Mapping[str, int]
-    checksums: Mapping[str, tuple[str, ...]]
-    progress: Progress
-
-    def tree(self, source: str, target: str) -> None:
-        os.makedirs(target, 0o700, exist_ok=True)
-        for name, is_directory in listed(source):
-            if is_directory:
-                self.tree(os.path.join(source, name), os.path.join(target, name))
-            elif not self._is_there(target, name):
-                self._file(os.path.join(source, name), os.path.join(target, name))
-        files.sync_directory(target)
-
-    def _is_there(self, directory: str, name: str) -> bool:
-        """Whether a copy that was cut short has left this file whole, by its checksums."""
-        known = os.path.basename(directory) == names.IMAGES_DIR and name in self.checksums
-        try:
-            if not known or os.lstat(os.path.join(directory, name)).st_size != self.sizes[name]:
-                return False
-            integrity.require(directory, [name], self.checksums, pool.workers(0), self.progress.look)
-        except (FileNotFoundError, CheckpointError):
-            return False
-        self.progress.done += self.sizes[name]
-        return True
-
-    def _file(self, source: str, target: str) -> None:
-        files.unlink_if_there(target)
-        reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                self._bytes(reading, writing, source)
-                os.fsync(writing)
-            finally:
-                os.close(writing)
-        finally:
-            os.close(reading)
-
-    def _bytes(self, reading: int, writing: int, source: str) -> None:
-        """What is no hole."""
-        size = os.fstat(reading).st_size
-        os.ftruncate(writing, size)
-        before = self.progress.done
-        for offset, length in archive.segments(reading, size):
-            os.lseek(writing, offset, os.SEEK_SET)
-            end = offset + length
-            while offset < end:
-                self.progress.look()
-                done = os.sendfile(writing, reading, offset, min(_PIECE, end - offset))
-                if not done:
-                    raise CheckpointError(f"{source} became shorter while it was copied")
-                offset += done
-                self.progress.done += done
-        self.progress.done = before + size
 
 
 def listed(directory: str) -> list[tuple[str, bool]]:

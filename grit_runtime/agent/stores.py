@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from grit_runtime import names
-from grit_runtime.agent import credentials, pull, reference, sets, transfer
+from grit_runtime.agent import copies, credentials, pull, reference, sets, transfer
 from grit_runtime.agent.errors import TransferError
 from grit_runtime.agent.exchange import Patience
 from grit_runtime.agent.image import Facts
@@ -59,11 +59,11 @@ class Volume:
     shown: str = "the volume"
 
     def put(self, place: Place, progress: Progress) -> Object:
-        sets.copy(place, place.below(self.root), self.entries, progress)
+        copies.copy(place, place.below(self.root), self.entries, progress)
         return {}
 
     def get(self, place: Place, progress: Progress) -> None:
-        sets.copy(place.below(self.root), place, self.entries, progress)
+        copies.copy(place.below(self.root), place, self.entries, progress)
 
     def remove(self, place: Place) -> None:
         sets.remove(place.below(self.root))

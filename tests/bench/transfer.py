@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grit_runtime.agent import pull, sets, transfer
+from grit_runtime.agent import copies, pull, sets, transfer
 from grit_runtime.agent.image import Facts
 from grit_runtime.agent.reference import Repository
 from grit_runtime.agent.sets import Place, Progress
@@ -88,7 +88,7 @@ class Bench:
 
     def copy(self) -> None:
         os.makedirs(self.work / "volume")
-        sets.copy(self.source, self.source.below(str(self.work / "volume")), self.expected, Progress())
+        copies.copy(self.source, self.source.below(str(self.work / "volume")), self.expected, Progress())
 
     def empty(self) -> None:
         self.registry.kill()

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from grit_runtime.agent import image, pull, sets, transfer
+from grit_runtime.agent import copies, image, pull, sets, transfer
 from grit_runtime.agent.checkpoints import Data
 from grit_runtime.agent.credentials import Credentials
 from grit_runtime.agent.errors import TransferError
@@ -377,7 +377,7 @@ def _refused(registry: DockerRegistry, remote: Remote, captured: Place, target: 
 
 def test_a_set_that_is_damaged_is_not_pushed(registry: DockerRegistry, captured: Place, tmp_path: Path) -> None:
     copy = captured.below(str(tmp_path))
-    sets.copy(captured, copy, _entries(captured), Progress())
+    copies.copy(captured, copy, _entries(captured), Progress())
     file = Path(copy.path) / "front/checkpoint/pages-1.img"
     data = file.read_bytes()
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
