@@ -70,8 +70,8 @@ class _Pull:
             registry = Registry(exchange)
             layers, index = await self._documents(registry, digest, containers)
             self.progress.done = without_travel(index)
-            _require_room(self.stage.path, sum(layer.data for layer in index.layers))
-            await asyncio.to_thread(self._prepare, index)
+            there = await asyncio.to_thread(self._prepare, index)
+            _require_room(self.stage.path, sum(layer.data for layer in index.layers) - there)
 
             async def one(number: int) -> None:
                 await self._layer(registry, index, index.layers[number], *layers[number])
@@ -89,8 +89,9 @@ class _Pull:
         _require_digest(config, described[0], "config")
         return layers, imagecheck.index(config, layers, containers)
 
-    def _prepare(self, index: Index) -> None:
-        """Every file, of its size, with nothing in it that isn't there already."""
+    def _prepare(self, index: Index) -> int:
+        """Have every file there, of its size, with nothing in it that isn't there already; the bytes that they take."""
+        taken = 0
         for directory in sorted(_directories(index)):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(os.path.join(self.stage.path, directory), 0o700)
@@ -98,8 +99,10 @@ class _Pull:
             fd = opened(os.path.join(self.stage.path, path), os.O_RDWR | os.O_CREAT)
             try:
                 os.ftruncate(fd, size)
+                taken += os.fstat(fd).st_blocks * 512
             finally:
                 os.close(fd)
+        return taken
 
     async def _layer(self, registry: Registry, index: Index, layer: Layer, digest: str, size: int) -> None:
         if digest in self.stage.noted and await asyncio.to_thread(self._is_there, index, layer, digest):

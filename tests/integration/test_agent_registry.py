@@ -399,6 +399,22 @@ def test_another_set_than_was_captured_is_not_restored(
     assert not os.path.exists(target.path)
 
 
+def test_a_disk_without_room_is_said_before_anything_is_fetched(
+    registry: DockerRegistry, captured: Place, target: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = _remote(registry.host)
+    digest = _push(captured, remote)
+    real = os.statvfs(captured.root)
+
+    class Full:
+        f_bavail, f_frsize = 10, real.f_frsize
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Full)
+    with pytest.raises(CheckpointError, match="has room for 0"):
+        pull.pull(remote, digest, target, _entries(captured), Progress())
+    assert not os.path.exists(sets.copying(target))
+
+
 def test_it_ends_when_it_is_told_to(registry: DockerRegistry, captured: Place, target: Place) -> None:
     remote, stopped = _remote(registry.host), Progress()
     digest = _push(captured, remote)
