@@ -99,7 +99,8 @@ def container(path: str) -> str:
 
 
 def plan(sizes: Mapping[str, int], ranges: Mapping[str, Sequence[tuple[int, int]]], piece: int = PIECE) -> Index:
-    """Lay files out.
+    """Lay files out. One that doesn't fit into what is left of a layer begins another, so that its layers are the same
+    ones whatever lies beside it.
 
     Args:
         sizes: path to bytes.
@@ -107,12 +108,15 @@ def plan(sizes: Mapping[str, int], ranges: Mapping[str, Sequence[tuple[int, int]
         piece: bytes of files in a layer, at most; doubled until there are not too many of them.
     """
     total = sum(size for found in ranges.values() for _, size in found)
-    while total > piece * (MOST_LAYERS - len({container(path) for path in sizes})):
+    # Any two that follow each other hold more than one piece, but for the last of a container.
+    while total > piece * (MOST_LAYERS // 2 - len({container(path) for path in sizes})):
         piece *= 2
     layers: list[Layer] = []
     filling = _Filling()
     for path in sorted(sizes):
-        if filling.parts and container(filling.parts[0].path) != container(path):
+        data = sum(size for _, size in ranges[path])
+        other = filling.parts and container(filling.parts[0].path) != container(path)
+        if other or (filling.parts and filling.data + data > piece):
             layers.append(filling.done())
         for offset, size in ranges[path] or [(0, 0)]:
             end = offset + size

@@ -69,6 +69,17 @@ def _require_read_back(index: Index) -> None:
     assert imagecheck.index(config, layers, ["a", "b"]) == index
 
 
+def test_what_lies_beside_a_large_file_changes_nothing_of_its_layers() -> None:
+    def layers(small: int) -> list[Layer]:
+        index = image.plan(
+            {"a/a": small, "a/b": 350, "a/c": 9}, {"a/a": [(0, small)], "a/b": [(0, 350)], "a/c": [(0, 9)]}, 100
+        )
+        return [layer for layer in index.layers if layer.parts[0].path == "a/b"]
+
+    assert layers(10)[:3] == layers(99)[:3]
+    assert [layer.data for layer in layers(10)] == [100, 100, 100, 59]
+
+
 def test_a_set_of_any_size_has_a_manifest_that_registries_take() -> None:
     size = 2 << 40
     index = image.plan({"a/checkpoint/pages": size}, {"a/checkpoint/pages": [(0, size)]})
