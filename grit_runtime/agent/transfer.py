@@ -95,6 +95,8 @@ class _Push:
             manifest = image.manifest(self._index, self._digests, described, facts)
             digest = digest_of(manifest)
             imagecheck.index(config, imagecheck.manifest(manifest)[1], facts.containers)  # or nobody could pull it
+            if await registry.has_manifest(digest):
+                return digest  # nobody was told of it; a tag that is immutable would not be taken twice
             await registry.put_manifest(tag, manifest)
             if not await registry.has_manifest(digest):
                 raise CheckpointError(f"registry {self._remote.repository.host} has another manifest than it was given")

@@ -242,16 +242,26 @@ def _noted(place: Place) -> set[str]:
     return set(journal.read_text().splitlines()) if journal.exists() else set()
 
 
+def test_what_is_there_as_a_whole_is_not_written_again(registry: DockerRegistry, captured: Place) -> None:
+    """An agent that was ended before it could say so; the registry may have tags that can't be written twice."""
+    remote = _remote(registry.host)
+    digest = _push(captured, remote)
+    with Cutter(registry.port) as proxy:
+        again = _remote(proxy.host, path=remote.repository.path)
+        assert _push(captured, again) == digest
+        assert proxy.moved[UP] < 1000 * (len(_layers(registry, digest)) + 3)
+
+
 def test_a_pull_goes_on_by_range_within_a_blob(registry: DockerRegistry, captured: Place, target: Place) -> None:
     remote = Remote(repository=Repository(host=registry.host, path="default/ranges", plain=True), streams=1)
     digest = transfer.push(captured, _entries(captured), remote, "one", FACTS, Progress())
-    with Cutter(registry.port, direction=DOWN, budget=150_000, times=2) as proxy:
+    with Cutter(registry.port, direction=DOWN, budget=150_000, times=2, reset=False) as proxy:
         through = Remote(
             repository=Repository(host=proxy.host, path="default/ranges", plain=True), streams=1, patience=PATIENCE
         )
         pull.pull(through, digest, target, _entries(captured), Progress())
         assert proxy.cuts == 2
-        # One layer a container, and no byte of them twice, but for what the kernel held when it was cut.
+        # One layer a container, and no byte of them twice.
         assert proxy.moved[DOWN] < sum(_layers(registry, digest).values()) + (16 << 10)
     assert _tree(target) == _tree(captured)
 
