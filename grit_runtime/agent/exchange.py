@@ -5,15 +5,15 @@ token server that it names gets to know us, and no more is read than was announc
 """
 
 import asyncio
-import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiohttp
 from yarl import URL
 
+from grit_runtime.agent.answers import Answer, bounded, joined, require, shown, token_of, words
 from grit_runtime.agent.credentials import Credentials, challenges
 from grit_runtime.agent.errors import TransferError
 from grit_runtime.agent.reference import Repository
@@ -22,13 +22,11 @@ BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SLOWEST = 256 << 10  # bytes a second, below which a transfer is given up and made again
 _REDIRECTS = 5
 _PROGRESS = 1 << 20  # bytes that a try must have brought for the next one to be the first again
-_ERROR = 4096  # bytes of an error that are read
 _TOKEN = 1 << 20
 _READ = 1 << 20
 Done = TypeVar("Done")
 Body = Callable[[], AsyncIterator[bytes]]
 """Makes the body of a request, again for each try."""
-Answer = aiohttp.ClientResponse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +110,7 @@ class Exchange:
             answer = await self._plainly(method, url, headers, body, limit)
             if answer.status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD"):
                 answer.release()
-                url = _joined(answer)
+                url = joined(answer)
                 continue
             if answer.status != 401 or challenged or not self._is_own(url):
                 return answer
@@ -121,7 +119,7 @@ class Exchange:
                 return answer
             answer.release()
             challenged = True
-        raise TransferError(f"{method} {_shown(url)}: too many redirects", 400)
+        raise TransferError(f"{method} {shown(url)}: too many redirects", 400)
 
     def _is_own(self, url: URL) -> bool:
         return url.is_absolute() and url.origin() == URL(self.repository.url).origin()
@@ -129,7 +127,7 @@ class Exchange:
     async def _plainly(self, method: str, url: URL, headers: dict[str, str], body: Body | None, limit: float) -> Answer:
         assert self._session is not None
         if url.scheme != "https" and not (self.repository.plain and url.scheme == "http"):
-            raise TransferError(f"{method} {_shown(url)}: only https is asked, unless the configuration says so", 400)
+            raise TransferError(f"{method} {shown(url)}: only https is asked, unless the configuration says so", 400)
         sent = dict(headers)
         if self._authorization and self._is_own(url):
             sent["Authorization"] = self._authorization
@@ -139,9 +137,9 @@ class Exchange:
                 method, url, headers=sent, data=body() if body else None, timeout=timeout, allow_redirects=False
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as err:
-            raise TransferError(f"{method} {_shown(url)}: {_words(err)}") from None
+            raise TransferError(f"{method} {shown(url)}: {words(err)}") from None
         except ValueError as err:
-            raise TransferError(f"{method} {_shown(url)}: {err}", 400) from None
+            raise TransferError(f"{method} {shown(url)}: {err}", 400) from None
 
     async def _authorized(self, found: list[tuple[str, dict[str, str]]], tried: str) -> bool:
         """Get to be known by the registry as it asks for; False if there is nothing more to show."""
@@ -166,25 +164,25 @@ class Exchange:
             url = URL()
         if not url.is_absolute():
             raise TransferError(f"registry {self.repository.host} names no token server", 401)
-        words = {"service": asked.get("service", ""), "scope": self._scope(asked.get("scope", ""))}
+        asking = {"service": asked.get("service", ""), "scope": self._scope(asked.get("scope", ""))}
         if self.credentials.identity:
             form = aiohttp.FormData({
-                **words, "grant_type": "refresh_token", "client_id": "grit-agent",
+                **asking, "grant_type": "refresh_token", "client_id": "grit-agent",
                 "refresh_token": self.credentials.identity,
             })  # fmt: skip
             return await self._token_once("POST", url, {}, form)
         basic = self.credentials.basic()
         headers = {"Authorization": basic} if basic else {}
-        return await self._token_once("GET", url.update_query(words), headers, None)
+        return await self._token_once("GET", url.update_query(asking), headers, None)
 
     def _scope(self, asked: str) -> str:
         """What the registry wants a token for, and what it wanted one for before: one token does for all."""
         name = f"repository:{self.repository.path}"
-        words = asked.split() or [f"{name}:pull"]
-        for word in words:
+        scopes = asked.split() or [f"{name}:pull"]
+        for word in scopes:
             if word.startswith(f"{name}:"):
                 self._actions.update(word.removeprefix(f"{name}:").split(","))
-        others = [word for word in words if not word.startswith(f"{name}:")]
+        others = [word for word in scopes if not word.startswith(f"{name}:")]
         return " ".join([f"{name}:{','.join(sorted(self._actions))}", *others])
 
     async def _token_once(self, method: str, url: URL, headers: dict[str, str], form: aiohttp.FormData | None) -> str:
@@ -199,8 +197,8 @@ class Exchange:
                 await require(answer, 200, "a token")
                 data = await bounded(answer, _TOKEN, "a token")
         except (aiohttp.ClientError, TimeoutError, OSError) as err:
-            raise TransferError(f"{method} {_shown(url)}: {_words(err)}") from None
-        return _token_of(data, url)
+            raise TransferError(f"{method} {shown(url)}: {words(err)}") from None
+        return token_of(data, url)
 
 
 @dataclass(slots=True)
@@ -223,71 +221,4 @@ class _Asked:
         assert self._answer is not None
         self._answer.release()
         if isinstance(err, (aiohttp.ClientError, TimeoutError)):
-            raise TransferError(f"{self.method} {_shown(self.url)}: {_words(err)}") from None
-
-
-async def require(answer: Answer, wanted: int | tuple[int, ...], what: str = "") -> None:
-    """Have an answer be one of those that are wanted. Raises TransferError: it isn't, in the registry's words."""
-    if answer.status in (wanted if isinstance(wanted, tuple) else (wanted,)):
-        return
-    said = _said(await answer.content.read(_ERROR)) if answer.method != "HEAD" else ""
-    about = f" {what}:" if what else ""
-    text = f"{answer.method} {_shown(answer.url)}:{about} {answer.status} {said or answer.reason or ''}"
-    hint = "its credentials are those of REGISTRY_AUTH_FILE or DOCKER_CONFIG" if answer.status == 401 else ""
-    raise TransferError(text, answer.status, _after(answer.headers.get("Retry-After", "")), hint=hint)
-
-
-def located(answer: Answer, digest: str) -> URL:
-    """Where a blob is to be uploaded, by the answer to a request for an upload."""
-    return _joined(answer).update_query({"digest": digest})
-
-
-def _joined(answer: Answer) -> URL:
-    """Where its `Location` leads."""
-    try:
-        return answer.url.join(URL(answer.headers.get("Location", "")))
-    except ValueError:
-        raise TransferError(f"{answer.method} {_shown(answer.url)} leads to no address", 400) from None
-
-
-def _after(word: str) -> float:
-    return float(word) if word.isascii() and word.isdigit() and len(word) < 6 else 0.0
-
-
-async def bounded(answer: Answer, most: int, what: str) -> bytes:
-    """All of an answer. Raises TransferError: it is more than `most` bytes."""
-    found = bytearray()
-    async for data in answer.content.iter_any():
-        found += data
-        if len(found) > most:
-            raise TransferError(f"{what} is larger than {most} bytes", 200)
-    return bytes(found)
-
-
-def _token_of(data: bytes, url: URL) -> str:
-    try:
-        found: Any = json.loads(data)
-        token = found.get("token") or found.get("access_token")
-    except (ValueError, AttributeError, RecursionError):
-        token = None
-    if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-        raise TransferError(f"{_shown(url)} gives no token", 401)
-    return token
-
-
-def _said(data: bytes) -> str:
-    """The registry's own words (distribution spec, "Error Codes")."""
-    try:
-        first = json.loads(data)["errors"][0]
-        return f"{first.get('code', '')}: {first.get('message', '')}"[:300]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return ascii(data[:100].decode(errors="replace")) if data else ""
-
-
-def _shown(url: URL) -> str:
-    """Without its query, which may have a signature in it."""
-    return str(url.with_query(None).with_user(None) if url.is_absolute() else url)
-
-
-def _words(err: BaseException) -> str:
-    return f"{type(err).__name__}: {err}" if str(err) else type(err).__name__
+            raise TransferError(f"{self.method} {shown(self.url)}: {words(err)}") from None

@@ -1,15 +1,18 @@
-"""A registry, as far as the agent asks it (OCI distribution spec, v1.1). With aiohttp, which kopf has anyway.
+"""A registry, as far as the agent asks it (OCI distribution spec, v1.1): six requests, streamed, side by side, each
+with a time limit and a bounded number of tries.
 
-PyPI's `oras` is requests on one thread, and keeps a whole chunk in memory; the others either shell out or know Docker's
-v1. What is needed here is six requests, streamed, side by side, each with a time limit and a bounded number of tries.
+By our own hands: PyPI's `oras` (0.2.43) is synchronous, uploads files, so that each piece of a memory image would have
+to be one, and resumes nothing; `docker-registry-client-async` (1.0.3) has the requests on aiohttp, too, but no tries,
+no reading by range, and four more dependencies.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from grit_runtime.agent import image
+from grit_runtime.agent.answers import Answer, bounded, located, require
 from grit_runtime.agent.errors import TransferError
-from grit_runtime.agent.exchange import Answer, Body, Exchange, bounded, located, require
+from grit_runtime.agent.exchange import Body, Exchange
 
 Sink = Callable[[bytes], Awaitable[None]]
 
