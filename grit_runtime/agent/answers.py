@@ -66,7 +66,8 @@ def _said(data: bytes) -> str:
     """The registry's own words (distribution spec, "Error Codes")."""
     try:
         first = json.loads(data)["errors"][0]
-        return f"{first.get('code', '')}: {first.get('message', '')}"[:300]
+        text = f"{first.get('code', '')}: {first.get('message', '')}"[:300]
+        return "".join(one if one.isprintable() else " " for one in text)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ascii(data[:100].decode(errors="replace")) if data else ""
 

@@ -251,7 +251,7 @@ def test_a_token_that_is_none_is_refused(data: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        '{"errors": [{"code": "X", "message": "a\\nb"}]}',
+        '{"errors": [{"code": "X", "message": "a\\nb\\u001b[31m\\u202e"}]}',
         '{"errors": [7]}',
         "\x1b[31m\n",
         "x" * 100_000,
