@@ -60,11 +60,11 @@ class Manager:
         return False
 
     async def _restore(self, found: Object) -> float | None:
-        meta = found["metadata"]
+        meta, before = found["metadata"], restores.phase(found)
         checkpoint = await self.api.get(words.CHECKPOINTS, meta["namespace"], found["spec"]["checkpointName"])
         listed = await self.api.list("pods", meta["namespace"], {words.RESTORE_LABEL: meta["name"]})
         seen = restores.Seen(restore=found, checkpoint=checkpoint, pods=listed, now=self.now())
-        step, before = restores.manage(seen), restores.phase(found)
+        step = restores.manage(seen)
         found = await status.write(self.api, words.RESTORES, found, step, self.now())
         if checkpoint is not None and checkpoints.deleting(checkpoint) and restores.phase(found) != before:
             self.wake((words.CHECKPOINTS, meta["namespace"], checkpoint["metadata"]["name"]))  # it may be waiting

@@ -52,13 +52,6 @@ def chosen_for(restore: Object, now: float) -> float | None:
     return left if 0 < left <= LONGEST else None
 
 
-def in_progress(restore: Object, now: float) -> bool:
-    """Whether a pod was chosen that doesn't run yet: it may need the data at any moment."""
-    if phase(restore) in (words.RESTORED, words.FAILED):
-        return False
-    return phase(restore) in (words.PENDING, words.RESTORING) or chosen_for(restore, now) is not None
-
-
 def _not_ready(reason: str, message: str) -> Condition:
     return Condition(type=words.READY, status=False, reason=reason, message=message)
 
@@ -125,6 +118,13 @@ def _without_pod(seen: Seen) -> Step:
     if checkpoints.phase(checkpoint) not in words.COMPLETE:
         return Step(status=back, conditions=(_not_ready("CheckpointNotComplete", f"Checkpoint {name} isn't complete"),))
     return Step(status=back, conditions=(_not_ready("WaitingForPod", "no pod has been chosen yet"),))
+
+
+def in_progress(restore: Object, now: float) -> bool:
+    """Whether a pod was chosen that doesn't run yet: it may need the data at any moment."""
+    if phase(restore) in (words.RESTORED, words.FAILED):
+        return False
+    return phase(restore) in (words.PENDING, words.RESTORING) or chosen_for(restore, now) is not None
 
 
 def on_node(restore: Object, checkpoint: Object | None, node: str, *, there: bool) -> Step:
