@@ -20,6 +20,7 @@ DEPS = ROOT / "build/deps"
 CRI_STUBS = DEPS / "cri"
 APPLICATIONS = DEPS / "applications.tar"
 CHECKPOINTCTL = DEPS / "checkpointctl"
+DOCKER_REGISTRY = DEPS / "docker-registry"
 
 
 def every_containerd() -> dict[str, Path]:
@@ -115,6 +116,8 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "strace": _program("strace"),
     "libseccomp": _library("libseccomp.so.2"),
     "zstd": _program("zstd"),
+    "docker-registry": lambda: None if DOCKER_REGISTRY.exists() else "no docker-registry: `make deps`",
+    "skopeo": _program("skopeo"),
     "busybox": _program("busybox"),
     "runtime": lambda: None if RUNTIME.exists() else f"{RUNTIME} is not built: `make build`",
     "inet-dump": _inet_dump,

@@ -41,6 +41,13 @@ def _parser() -> argparse.ArgumentParser:
         "--volume", action="append", default=[], metavar="CLAIM=DIR", help="where a claim is mounted that may be named"
     )
     node.add_argument(
+        "--registry",
+        action="append",
+        default=[],
+        metavar="[http://]HOST[:PORT][/PREFIX]",
+        help="a registry that may be named; a namespace's repositories are below HOST/PREFIX/NAMESPACE",
+    )
+    node.add_argument(
         "--runtime", default="grit-runtime", help="the runtime's program on the node, and what leads there, by words"
     )
     manager = parts.add_parser("manager", help="once in the cluster: which pod, and what becomes of it; the webhook")
@@ -66,10 +73,11 @@ def volumes(words: list[str]) -> dict[str, str]:
 
 
 async def _node(options: argparse.Namespace) -> None:
-    from grit_runtime.agent import capture, handlers, words
+    from grit_runtime.agent import capture, handlers, reference, words
     from grit_runtime.agent.client import Api
     from grit_runtime.agent.node import Node
     from grit_runtime.agent.queue import Queue
+    from grit_runtime.agent.stores import Stores
 
     if not options.node:
         raise GritError("which node is this? say --node, or set NODE_NAME")
@@ -78,7 +86,9 @@ async def _node(options: argparse.Namespace) -> None:
             api=api,
             name=options.node,
             root=options.root,
-            volumes=volumes(options.volume),
+            stores=Stores(
+                volumes=volumes(options.volume), registries=[reference.allowed(word) for word in options.registry]
+            ),
             program=capture.Program(argv=tuple(options.runtime.split())),
         )
         queue = Queue(node.look)

@@ -142,7 +142,7 @@ def _patch(pod: Object, restore: Object, checkpoint: Object, runtime_class: str)
     if runtime_class and not spec.get("runtimeClassName"):
         made.append({"op": "add", "path": "/spec/runtimeClassName", "value": runtime_class})
     # A pod that may start from scratch would do so before a copy is complete.
-    if not checkpoint["spec"].get("volumeClaim") or not restores.waits(restore):
+    if not checkpoints.is_kept(checkpoint) or not restores.waits(restore):
         affinity = pods.pinned(spec.get("affinity") or {}, checkpoint["status"]["nodeName"])
         made.append({"op": "add", "path": "/spec/affinity", "value": affinity})
     return made

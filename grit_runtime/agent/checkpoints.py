@@ -40,6 +40,8 @@ class Seen:
     """Whether the node of its status exists."""
     in_use: bool = False
     """Whether a pod is there that was restored from it: kubelet restores its containers from there again."""
+    restoring: tuple[str, ...] = ()
+    """The Restores from it that are in progress."""
     now: float
 
 
@@ -59,8 +61,13 @@ def replaces(checkpoint: Object) -> bool:
     return bool(spec.get("autoMigration")) or spec.get("leaveRunning", True) is False
 
 
+def is_kept(checkpoint: Object) -> bool:
+    """Whether the data is to be kept for other nodes, in a volume or in a registry."""
+    return bool(checkpoint["spec"].get("volumeClaim") or checkpoint["spec"].get("registry"))
+
+
 def is_stored(checkpoint: Object) -> bool:
-    """Whether the volume has the data."""
+    """Whether the volume or the registry has the data."""
     return condition(checkpoint, words.STORED).get("status") == "True"
 
 
@@ -77,10 +84,12 @@ def manage(seen: Seen) -> Step:
     checkpoint, has = seen.checkpoint, seen.checkpoint["metadata"].get("finalizers") or []
     node = (checkpoint.get("status") or {}).get("nodeName")
     if deleting(checkpoint):
+        if words.HOLD in has:
+            return _held(seen.restoring)
         # Without a node there is no data; that of a node which is gone is gone with it, or in the volume.
         orphan = words.FINALIZER in has and (not node or not seen.node_there)
         return Step(do=(Do.DROP_FINALIZER,)) if orphan else NOTHING
-    if words.FINALIZER not in has:
+    if not {words.FINALIZER, words.HOLD} <= set(has):
         return Step(do=(Do.ADD_FINALIZER,), after=0)
     current = phase(checkpoint)
     if current == words.CREATED:
@@ -104,9 +113,22 @@ def manage(seen: Seen) -> Step:
     return Step(after=_LATER) if seen.in_use and step.do else step
 
 
+def _held(restoring: tuple[str, ...]) -> Step:
+    """The data goes once no Restore is in progress; new ones aren't begun from a Checkpoint that is being deleted."""
+    if not restoring:
+        return Step(do=(Do.DROP_HOLD,), after=0)
+    message = (
+        f"it is deleted, and its data removed, once Restore {', '.join(restoring)} has its pod running, or is gone"
+    )
+    held = Condition(type=words.IN_USE, status=True, reason="RestoreInProgress", message=message)
+    return Step(conditions=(held,), after=_SOON)
+
+
 def _created(seen: Seen) -> Step:
     checkpoint, pod, now = seen.checkpoint, seen.pod, seen.now
     name = checkpoint["spec"]["podName"]
+    if checkpoint["spec"].get("volumeClaim") and checkpoint["spec"].get("registry"):
+        return failed("TwoPlaces", "the spec has both a volumeClaim and a registry: the data is kept in one", now)
     if pod is None:
         return failed("PodNotFound", f"there is no pod {name} in this namespace", now)
     never = pods.why_never(pod) or (_why_not_migrated(pod) if checkpoint["spec"].get("autoMigration") else None)
@@ -177,8 +199,8 @@ def on_node(checkpoint: Object, node: str, data: Data, now: float) -> Step:
     if current == words.CHECKPOINTING:
         # Whole: the agent was restarted between the capture and saying so.
         return captured(checkpoint, now) if data is Data.WHOLE else Step(do=(Do.CAPTURE,))
-    if current in words.COMPLETE and checkpoint["spec"].get("volumeClaim") and not is_stored(checkpoint):
-        return _to_volume(node, data)
+    if current in words.COMPLETE and is_kept(checkpoint) and not is_stored(checkpoint):
+        return _to_store(node, data)
     return NOTHING
 
 
@@ -188,14 +210,14 @@ def captured(checkpoint: Object, now: float) -> Step:
         type=words.READY, status=True, reason="Captured", message="all containers were captured as one set"
     )
     stored: tuple[Condition, ...] = ()
-    if checkpoint["spec"].get("volumeClaim"):
+    if is_kept(checkpoint):
         stored = (Condition(type=words.STORED, status=False, reason="Copying", message="the node has it alone"),)
     return Step(
         status={"phase": words.CHECKPOINTED, "completionTime": moment(now)}, conditions=(done, *stored), after=0
     )
 
 
-def _to_volume(node: str, data: Data) -> Step:
+def _to_store(node: str, data: Data) -> Step:
     if data is Data.WHOLE:
         return Step(do=(Do.STORE,))
     lost = Condition(type=words.STORED, status=False, reason="DataLost", message=f"node {node} has the data no more")
@@ -203,7 +225,10 @@ def _to_volume(node: str, data: Data) -> Step:
 
 
 def _removed(checkpoint: Object, data: Data, *, mine: bool) -> Step:
-    kept = words.FINALIZER not in (checkpoint["metadata"].get("finalizers") or [])
+    has = checkpoint["metadata"].get("finalizers") or []
+    if words.HOLD in has:
+        return NOTHING
+    kept = words.FINALIZER not in has
     if mine and not kept:
         return Step(do=(Do.REMOVE, Do.DROP_FINALIZER))
     return Step(do=(Do.REMOVE_LOCAL,)) if data is Data.WHOLE else NOTHING

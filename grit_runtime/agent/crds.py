@@ -6,179 +6,7 @@ changed. What is ours besides stands in docs/kubernetes.md.
 
 from typing import Any
 
-from grit_runtime.agent import words
-
-Schema = dict[str, Any]
-
-_NAME = {"type": "string", "minLength": 1, "maxLength": 253, "pattern": r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"}
-_IMMUTABLE = [{"rule": "self == oldSelf", "message": "spec is immutable: make another object"}]
-
-
-def _string(description: str, **more: Any) -> Schema:
-    return {"description": description, "type": "string", **more}
-
-
-def _object(description: str, properties: dict[str, Schema], **more: Any) -> Schema:
-    return {"description": description, "type": "object", "properties": properties, **more}
-
-
-def _integer(description: str) -> Schema:
-    return {"description": description, "type": "integer", "format": "int64", "minimum": 0}
-
-
-def _time(description: str) -> Schema:
-    return _string(description, format="date-time")
-
-
-_CONDITIONS: Schema = {
-    "description": "The observations of the state, with their reasons.",
-    "type": "array",
-    "x-kubernetes-list-type": "map",
-    "x-kubernetes-list-map-keys": ["type"],
-    "items": {
-        "type": "object",
-        "required": ["type", "status", "lastTransitionTime", "reason", "message"],
-        "properties": {
-            "type": {"type": "string", "maxLength": 316},
-            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-            "reason": {"type": "string", "minLength": 1, "maxLength": 1024},
-            "message": {"type": "string", "maxLength": 32768},
-            "lastTransitionTime": {"type": "string", "format": "date-time"},
-            "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0},
-        },
-    },
-}
-
-_TTL = _integer("Seconds after which a finished one is deleted, and its data with it; without it, never.")
-
-_CHECKPOINT_SPEC = _object(
-    "What is captured, and what becomes of it.",
-    {
-        "podName": {**_NAME, "description": "The pod, of this namespace. Every container of it is captured."},
-        "volumeClaim": _object(
-            "Where the data is kept for other nodes: a claim that the agent has mounted. Without it the data is on the "
-            "pod's node alone.",
-            {"claimName": {**_NAME, "description": "Its name."}, "readOnly": {"type": "boolean"}},
-            required=["claimName"],
-        ),
-        "autoMigration": {
-            "description": "Delete the pod once it is captured, and have the pod by which its owner replaces it start "
-            "from there.",
-            "type": "boolean",
-        },
-        "leaveRunning": {
-            "description": "Whether the pod runs on. False deletes it once it is captured, as autoMigration does.",
-            "type": "boolean",
-            "default": True,
-        },
-        "ttlSecondsAfterFinished": _TTL,
-    },
-    required=["podName"],
-    **{"x-kubernetes-validations": _IMMUTABLE},
-)
-
-_CONTAINER = _object(
-    "A container's checkpoint.",
-    {
-        "name": _string("The container's name."),
-        "bytes": _integer("What its files have."),
-        "digest": _string("SHA-256 of its manifest, which lists its files with their checksums."),
-    },
-    required=["name"],
-)
-
-_CHECKPOINT_STATUS = _object(
-    "What was seen.",
-    {
-        "phase": _string("Where it stands.", enum=list(words.CHECKPOINT_PHASES)),
-        "nodeName": _string("The node of the pod, which has the data."),
-        "podUID": _string("The pod's UID: one of the same name is another."),
-        "podSpecHash": _string("A pod must have this to be restored from here."),
-        "dataPath": _string("Where the data lies below the node's checkpoint root, and in the volume."),
-        "containers": {"description": "What was captured.", "type": "array", "items": _CONTAINER},
-        "bytes": _integer("What all have."),
-        "storedBytes": _integer("What of it is in the volume."),
-        "bytesPerSecond": _integer("The rate of the copy to the volume."),
-        "startTime": _time("When the capture began."),
-        "completionTime": _time("When it was complete, or had failed."),
-        "conditions": _CONDITIONS,
-    },
-)
-
-_RESTORE_SPEC = _object(
-    "Which pod starts from which checkpoint.",
-    {
-        "checkpointName": {**_NAME, "description": "A Checkpoint of this namespace."},
-        "ownerRef": _object(
-            "The owner of the pod, such as a ReplicaSet or a Job: the next pod of it whose spec is the captured pod's.",
-            {
-                "apiVersion": {"type": "string", "maxLength": 253},
-                "kind": {"type": "string", "maxLength": 253},
-                "name": {"type": "string", "maxLength": 253},
-                "uid": {"type": "string", "maxLength": 253},
-                "controller": {"type": "boolean"},
-                "blockOwnerDeletion": {"type": "boolean"},
-            },
-            required=["apiVersion", "kind", "name", "uid"],
-        ),
-        "selector": _object(
-            "Labels of the pod, for one without an owner.",
-            {
-                "matchLabels": {
-                    "type": "object",
-                    "maxProperties": 64,
-                    "additionalProperties": {"type": "string", "maxLength": 63},
-                },
-                "matchExpressions": {
-                    "type": "array",
-                    "maxItems": 16,
-                    "items": {
-                        "type": "object",
-                        "required": ["key", "operator"],
-                        "properties": {
-                            "key": {"type": "string", "maxLength": 316},
-                            "operator": {"type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"]},
-                            "values": {
-                                "type": "array",
-                                "maxItems": 64,
-                                "items": {"type": "string", "maxLength": 63},
-                            },
-                        },
-                    },
-                },
-            },
-        ),
-        "onFailure": {
-            "description": "If the pod can't be restored: it waits and is tried again, or starts from scratch.",
-            "type": "string",
-            "enum": [words.WAIT, words.COLD_START],
-            "default": words.WAIT,
-        },
-        "ttlSecondsAfterFinished": _TTL,
-    },
-    required=["checkpointName"],
-    **{
-        "x-kubernetes-validations": [
-            *_IMMUTABLE,
-            {
-                "rule": "has(self.ownerRef) || has(self.selector)",
-                "message": "say by ownerRef or selector which pod it is",
-            },
-        ]
-    },
-)
-
-_RESTORE_STATUS = _object(
-    "What was seen.",
-    {
-        "phase": _string("Where it stands.", enum=list(words.RESTORE_PHASES)),
-        "targetPod": _string("The pod that was chosen."),
-        "nodeName": _string("Its node."),
-        "startTime": _time("When the pod was chosen."),
-        "completionTime": _time("When it ran, or had failed."),
-        "conditions": _CONDITIONS,
-    },
-)
+from grit_runtime.agent import schemas, words
 
 
 def _column(name: str, path: str, kind: str = "string", priority: int = 0) -> dict[str, Any]:
@@ -190,7 +18,12 @@ _AGE = _column("Age", ".metadata.creationTimestamp", "date")
 
 
 def _definition(
-    kind: str, plural: str, short: list[str], spec: Schema, status: Schema, columns: list[dict[str, Any]]
+    kind: str,
+    plural: str,
+    short: list[str],
+    spec: schemas.Schema,
+    status: schemas.Schema,
+    columns: list[dict[str, Any]],
 ) -> dict[str, Any]:
     names = {
         "kind": kind,
@@ -200,7 +33,7 @@ def _definition(
         "shortNames": short,
         "categories": ["grit"],
     }
-    schema = _object(
+    schema = schemas.an_object(
         f"{kind}: see docs/kubernetes.md.",
         {
             "apiVersion": {"type": "string"},
@@ -243,16 +76,16 @@ def definitions() -> list[dict[str, Any]]:
             words.CHECKPOINT,
             words.CHECKPOINTS,
             ["cp", "cps"],
-            _CHECKPOINT_SPEC,
-            _CHECKPOINT_STATUS,
+            schemas.CHECKPOINT_SPEC,
+            schemas.CHECKPOINT_STATUS,
             [pod, phase, _REASON, node, _column("Bytes", ".status.bytes", "integer", 1), _AGE],
         ),
         _definition(
             words.RESTORE,
             words.RESTORES,
             ["rt"],
-            _RESTORE_SPEC,
-            _RESTORE_STATUS,
+            schemas.RESTORE_SPEC,
+            schemas.RESTORE_STATUS,
             [
                 _column("Checkpoint", ".spec.checkpointName"),
                 _column("Pod", ".status.targetPod"),

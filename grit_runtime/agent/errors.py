@@ -18,3 +18,14 @@ class NotFoundError(ApiError):
 
 class ConflictError(ApiError):
     """Somebody else changed it meanwhile, or there is one of that name."""
+
+
+class TransferError(GritError):
+    """A registry refused, or could not be asked."""
+
+    def __init__(self, message: str, status: int = 0, after: float = 0.0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        """HTTP's; 0 where the answer was none, or was cut short."""
+        self.after = after
+        """Seconds after which it wants to be asked again."""

@@ -28,18 +28,20 @@ class Manager:
         if kind == words.RESTORES:
             return None if found is None else await self._restore(found)
         # What becomes of a Checkpoint is of interest to the Restores that name it, also that it is gone.
-        for restore in await self.api.list(words.RESTORES, namespace):
-            if restore["spec"]["checkpointName"] == name:
-                self.wake((words.RESTORES, namespace, str(restore["metadata"]["name"])))
-        return None if found is None else await self._checkpoint(found)
+        named = [one for one in await self.api.list(words.RESTORES, namespace) if one["spec"]["checkpointName"] == name]
+        for restore in named:
+            self.wake((words.RESTORES, namespace, str(restore["metadata"]["name"])))
+        return None if found is None else await self._checkpoint(found, named)
 
-    async def _checkpoint(self, found: Object) -> float | None:
+    async def _checkpoint(self, found: Object, named: list[Object]) -> float | None:
         namespace = found["metadata"]["namespace"]
         node = (found.get("status") or {}).get("nodeName")
         pod = await self.api.get("pods", namespace, found["spec"]["podName"])
         there = not node or await self.api.get("nodes", "", node) is not None
         used = await self._used(found)
-        seen = checkpoints.Seen(checkpoint=found, pod=pod, node_there=there, in_use=used, now=self.now())
+        now = self.now()
+        restoring = tuple(str(one["metadata"]["name"]) for one in named if restores.in_progress(one, now))
+        seen = checkpoints.Seen(checkpoint=found, pod=pod, node_there=there, in_use=used, restoring=restoring, now=now)
         step = checkpoints.manage(seen)
         found = await status.write(self.api, words.CHECKPOINTS, found, step, self.now())
         for do in step.do:
@@ -58,12 +60,14 @@ class Manager:
         return False
 
     async def _restore(self, found: Object) -> float | None:
-        meta = found["metadata"]
+        meta, before = found["metadata"], restores.phase(found)
         checkpoint = await self.api.get(words.CHECKPOINTS, meta["namespace"], found["spec"]["checkpointName"])
         listed = await self.api.list("pods", meta["namespace"], {words.RESTORE_LABEL: meta["name"]})
         seen = restores.Seen(restore=found, checkpoint=checkpoint, pods=listed, now=self.now())
         step = restores.manage(seen)
         found = await status.write(self.api, words.RESTORES, found, step, self.now())
+        if checkpoint is not None and checkpoints.deleting(checkpoint) and restores.phase(found) != before:
+            self.wake((words.CHECKPOINTS, meta["namespace"], checkpoint["metadata"]["name"]))  # it may be waiting
         for do in step.do:
             await self._do(do, words.RESTORES, found, None)
         return step.after
@@ -71,9 +75,11 @@ class Manager:
     async def _do(self, do: Do, kind: str, found: Object, pod: Object | None) -> None:
         meta = found["metadata"]
         if do is Do.ADD_FINALIZER:
-            await status.finalizers(self.api, found, add=True)
+            await status.finalizers(self.api, found, add=(words.FINALIZER, words.HOLD))
         elif do is Do.DROP_FINALIZER:
-            await status.finalizers(self.api, found, add=False)
+            await status.finalizers(self.api, found, drop=(words.FINALIZER,))
+        elif do is Do.DROP_HOLD:
+            await status.finalizers(self.api, found, drop=(words.HOLD,))
         elif do is Do.CREATE_RESTORE and pod is not None:
             await self._create_restore(found, pod)
         elif do is Do.DELETE_POD and pod is not None:

@@ -15,13 +15,14 @@ class Do(Enum):
 
     ADD_FINALIZER = "add the finalizer"
     DROP_FINALIZER = "drop the finalizer"
+    DROP_HOLD = "let the data go"
     CREATE_RESTORE = "create the Restore"
     DELETE_POD = "delete the pod"
     DELETE = "delete the object"
     RELEASE = "forget the pod that never came"
     CAPTURE = "capture"
-    STORE = "copy to the volume"
-    FETCH = "copy from the volume"
+    STORE = "copy to where it is kept"
+    FETCH = "copy from where it is kept"
     REMOVE = "remove the data"
     REMOVE_LOCAL = "remove this node's copy"
 

@@ -2,18 +2,20 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from grit_runtime.agent import capture, checkpoints, pods, restores, sets, status, words
+from grit_runtime.agent import capture, checkpoints, outcome, pods, restores, sets, status, words
 from grit_runtime.agent.checkpoints import Data
 from grit_runtime.agent.client import Api
 from grit_runtime.agent.errors import ApiError, ConflictError
-from grit_runtime.agent.model import Condition, Do, Object, Step, moment
+from grit_runtime.agent.model import Condition, Do, Object, Step, condition, moment
 from grit_runtime.agent.queue import Key
 from grit_runtime.agent.sets import Place, Progress
+from grit_runtime.agent.stores import KeptError, Stores, UnknownStoreError
 from grit_runtime.errors import CaptureError, GritError
 
 _REPORT = 2.0  # seconds between two reports of a copy's progress
@@ -31,8 +33,7 @@ class Node:
     """The node's."""
     root: str
     """Its checkpoint root, by the runtime's configuration."""
-    volumes: Mapping[str, str]
-    """Claim name to the directory where the agent has it."""
+    stores: Stores
     program: capture.Program
     now: Callable[[], float] = time.time
     goes: float = _GOES
@@ -88,7 +89,7 @@ class Node:
         elif do is Do.REMOVE_LOCAL:
             await asyncio.to_thread(sets.remove, place)
         elif do is Do.DROP_FINALIZER:
-            await status.finalizers(self.api, found, add=False)
+            await status.finalizers(self.api, found, drop=(words.FINALIZER,))
 
     async def _capture(self, found: Object, place: Place) -> None:
         meta = found["metadata"]
@@ -113,14 +114,24 @@ class Node:
         await self._captured(found, place)
 
     async def _remove(self, found: Object, place: Place) -> None:
-        """Remove the data here and in the volume. Raises GritError: the volume that has it isn't there."""
-        volume = self._volume(found)
-        if volume is None and checkpoints.is_stored(found):
-            why = f"the data in the volume can't be removed: {self._unknown(found)}"
-            await self.api.event(words.CHECKPOINT, found, "VolumeUnknown", why, moment(self.now()), warning=True)
-            raise GritError(why)
-        for root in (self.root, *([volume] if volume else [])):
-            await asyncio.to_thread(sets.remove, place.below(root))
+        """Remove the data here and where it is kept. Raises GritError: that isn't there now."""
+        if checkpoints.is_kept(found):
+            try:
+                await asyncio.to_thread(self.stores.of(found, self.name).remove, place)
+            except KeptError as err:
+                await self._warns(found, "DataKept", str(err))
+            except (GritError, OSError) as err:
+                reason = err.reason if isinstance(err, UnknownStoreError) else "RemovalFailed"
+                if isinstance(err, UnknownStoreError) and not checkpoints.is_stored(found):
+                    await asyncio.to_thread(sets.remove, place)
+                    return
+                why = f"the data that is kept for other nodes can't be removed: {err}"
+                await self._warns(found, reason, why)
+                raise GritError(why) from None
+        await asyncio.to_thread(sets.remove, place)
+
+    async def _warns(self, found: Object, reason: str, message: str) -> None:
+        await self.api.event(words.CHECKPOINT, found, reason, message, moment(self.now()), warning=True)
 
     async def _captured(self, found: Object, place: Place) -> None:
         """Say that the set is whole; nothing if that was said. Containers may be frozen meanwhile: it is said at once,
@@ -165,31 +176,31 @@ class Node:
         return False
 
     async def _store(self, found: Object, place: Place) -> None:
-        volume = self._volume(found)
-        if volume is None:
-            await self._says(found, _stored("VolumeUnknown", self._unknown(found)))
-            return
         try:
-            await self._copy(found, place, place.below(volume))
+            store = self.stores.of(found, self.name)
+            told = await self._copied(found, functools.partial(store.put, place))
+        except UnknownStoreError as err:
+            await self._says(found, _stored(err.reason, str(err)))
+            return
         except (GritError, OSError) as err:
             await self._says(found, _stored("CopyFailed", str(err)))
-            raise GritError(f"cannot copy {place.path} to the volume: {err}") from None
-        done = Condition(type=words.STORED, status=True, reason="Stored", message="the volume has the data")
-        await self._says(found, done)
+            raise GritError(f"cannot copy {place.path} to where it is kept: {err}") from None
+        done = Condition(type=words.STORED, status=True, reason="Stored", message=f"{store.shown} has the data")
+        await self._says(found, done, **told)
 
-    async def _copy(self, found: Object, source: Place, target: Place) -> None:
+    async def _copied(self, found: Object, copy: Callable[[Progress], Object]) -> Object:
         """Copy a set, and report how far it is."""
         progress, begun = Progress(), self.now()
-        entries = found["status"].get("containers") or []
-        copying = asyncio.create_task(asyncio.to_thread(sets.copy, source, target, entries, progress))
+        copying = asyncio.create_task(asyncio.to_thread(copy, progress))
         try:
             while not (await asyncio.wait({copying}, timeout=_REPORT))[0]:
                 await self._progressed(found, progress, self.now() - begun)
-            await copying
+            made = await copying
             await self._progressed(found, progress, self.now() - begun)
         finally:
             progress.stop.set()
             await asyncio.wait({copying})
+        return made
 
     async def _progressed(self, found: Object, progress: Progress, seconds: float) -> None:
         rate = int(progress.done / seconds) if seconds > 0 else 0
@@ -198,9 +209,9 @@ class Node:
             current = await self._again(found)
             await status.write(self.api, words.CHECKPOINTS, current, counted, self.now())
 
-    async def _says(self, found: Object, *conditions: Condition) -> None:
+    async def _says(self, found: Object, *conditions: Condition, **told: Any) -> None:
         current = await self._again(found)
-        await status.write(self.api, words.CHECKPOINTS, current, Step(conditions=conditions), self.now())
+        await status.write(self.api, words.CHECKPOINTS, current, Step(status=told, conditions=conditions), self.now())
 
     async def _again(self, found: Object) -> Object:
         """The object as it is now; as it was, if it is gone."""
@@ -211,11 +222,14 @@ class Node:
 
     async def _pod(self, namespace: str, name: str) -> float | None:
         pod = await self.api.get("pods", namespace, name)
-        if pod is None or pods.ends(pod) or pod["spec"].get("nodeName") != self.name or not pods.progress(pod):
+        if pod is None or pods.ends(pod) or pod["spec"].get("nodeName") != self.name:
             return None
         label = (pod["metadata"].get("labels") or {}).get(words.RESTORE_LABEL, "")
         restore = await self.api.get(words.RESTORES, namespace, label) if label else None
         if restore is None:
+            return None
+        if not pods.progress(pod):
+            await self._began(restore, pod)
             return None
         found = await self.api.get(words.CHECKPOINTS, namespace, restore["spec"]["checkpointName"])
         there = found is not None and sets.look(self._place(found), _names(found)) is Data.WHOLE
@@ -225,25 +239,28 @@ class Node:
             return await self._fetch(restore, found)
         return step.after
 
+    async def _began(self, restore: Object, pod: Object) -> None:
+        """The pod runs: say which of its containers have started from scratch, where they may."""
+        if not restores.waits(restore) and not condition(restore, words.ORIGIN):
+            step = restores.began(await outcome.of(self.program, pods.identities(pod)))
+            await status.write(self.api, words.RESTORES, restore, step, self.now())
+
     async def _fetch(self, restore: Object, found: Object) -> float | None:
-        volume, place = self._volume(found), self._place(found)
-        if volume is None:
-            lacks = Condition(type=words.DATA, status=False, reason="VolumeUnknown", message=self._unknown(found))
-            await status.write(self.api, words.RESTORES, restore, Step(conditions=(lacks,)), self.now())
-            return _LATER
-        entries = found["status"].get("containers") or []
-        progress = Progress()
+        place, progress = self._place(found), Progress()
         async with self.busy:
-            copying = asyncio.create_task(asyncio.to_thread(sets.copy, place.below(volume), place, entries, progress))
             try:
-                await asyncio.shield(copying)
+                copy = functools.partial(self.stores.of(found, self.name).get, place, progress)
+                copying = asyncio.create_task(asyncio.to_thread(copy))
+                try:
+                    await asyncio.shield(copying)
+                finally:
+                    progress.stop.set()
+                    await asyncio.wait({copying})
             except (GritError, OSError) as err:
-                lacks = Condition(type=words.DATA, status=False, reason="CopyFailed", message=str(err))
+                reason = err.reason if isinstance(err, UnknownStoreError) else "CopyFailed"
+                lacks = Condition(type=words.DATA, status=False, reason=reason, message=str(err))
                 await status.write(self.api, words.RESTORES, restore, Step(conditions=(lacks,)), self.now())
                 return _LATER
-            finally:
-                progress.stop.set()
-                await asyncio.wait({copying})
         return 0
 
     # --- both ---------------------------------------------------------------------------------------------------------
@@ -251,14 +268,6 @@ class Node:
     def _place(self, found: Object) -> Place:
         meta = found["metadata"]
         return Place(root=self.root, namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
-
-    def _volume(self, found: Object) -> str | None:
-        return self.volumes.get((found["spec"].get("volumeClaim") or {}).get("claimName", ""))
-
-    def _unknown(self, found: Object) -> str:
-        claim = found["spec"]["volumeClaim"]["claimName"]
-        known = ", ".join(sorted(self.volumes)) or "none"
-        return f"the agent of node {self.name} has no volume {claim} (it has: {known})"
 
 
 def _names(found: Object) -> list[str]:

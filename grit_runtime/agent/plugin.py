@@ -50,7 +50,7 @@ def _drain(given: list[str], options: argparse.Namespace) -> int:
     listed = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
     if listed.returncode:
         return 1
-    made = [_of_drain(pod, options.claim) for pod in json.loads(listed.stdout)["items"] if _moves(pod)]
+    made = [_of_drain(pod, options) for pod in json.loads(listed.stdout)["items"] if _moves(pod)]
     code, waiting = 0, []
     for one in made:
         where = [*given, f"--namespace={one['metadata']['namespace']}"]
@@ -75,9 +75,10 @@ def _moves(pod: dict[str, Any]) -> bool:
     return replaced and not pod["metadata"].get("deletionTimestamp")
 
 
-def _of_drain(pod: dict[str, Any], claim: str | None) -> dict[str, Any]:
+def _of_drain(pod: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     meta = pod["metadata"]
-    spec = {"podName": meta["name"], "autoMigration": True, **({"volumeClaim": {"claimName": claim}} if claim else {})}
+    registry = f"{options.registry}/{meta['namespace']}" if options.registry else None
+    spec = {"podName": meta["name"], "autoMigration": True, **_kept(options.claim, registry)}
     made = _object(words.CHECKPOINT, f"{meta['name'][:50].rstrip('.-')}-{meta['uid'][:8]}", spec)
     made["metadata"]["namespace"] = meta["namespace"]
     return made
@@ -97,7 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint = commands.add_parser("checkpoint", parents=[common, making], help="capture a pod")
     checkpoint.add_argument("pod")
     checkpoint.add_argument("--name", help="the Checkpoint's [the pod's]")
-    checkpoint.add_argument("--claim", help="the volume claim where the data is kept for other nodes")
+    kept = checkpoint.add_mutually_exclusive_group()
+    kept.add_argument("--claim", help="the volume claim where the data is kept for other nodes")
+    kept.add_argument(
+        "--registry",
+        metavar="HOST/PATH[:TAG]",
+        help="the same in a registry; the agents say which paths a namespace has",
+    )
     checkpoint.add_argument("--migrate", action="store_true", help="delete the pod, and have its replacement go on")
     checkpoint.add_argument("--stop", action="store_true", help="delete the pod")
     restore = commands.add_parser("restore", parents=[common, making], help="have a pod start from a checkpoint")
@@ -109,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
         "drain", parents=[common], help="cordon a node, and have its pods with grit.dev/restorable=true go on elsewhere"
     )
     drain.add_argument("node")
-    drain.add_argument("--claim", required=True, help="the volume claim by which other nodes get the data")
+    kept = drain.add_mutually_exclusive_group(required=True)
+    kept.add_argument("--claim", help="the volume claim by which other nodes get the data")
+    kept.add_argument("--registry", metavar="HOST[/PREFIX]", help="the registry, as the agents have it; by namespace")
     drain.add_argument("--timeout", type=float, default=1800, help="seconds for all [1800]; then it exits with 124")
     status = commands.add_parser("status", parents=[common], help="what there is, or how one stands, and why")
     status.add_argument("kind", nargs="?", choices=["checkpoint", "restore"])
@@ -122,14 +131,19 @@ def _object(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoint(options: argparse.Namespace) -> dict[str, Any]:
-    spec: dict[str, Any] = {"podName": options.pod}
-    if options.claim:
-        spec["volumeClaim"] = {"claimName": options.claim}
+    spec: dict[str, Any] = {"podName": options.pod, **_kept(options.claim, options.registry)}
     if options.migrate:
         spec["autoMigration"] = True
     if options.stop:
         spec["leaveRunning"] = False
     return _object(words.CHECKPOINT, options.name or options.pod, _with_ttl(spec, options.ttl))
+
+
+def _kept(claim: str | None, registry: str | None) -> dict[str, Any]:
+    """Where the data is kept for other nodes."""
+    if registry:
+        return {"registry": {"reference": registry}}
+    return {"volumeClaim": {"claimName": claim}} if claim else {}
 
 
 def _restore(options: argparse.Namespace) -> dict[str, Any]:
@@ -169,7 +183,7 @@ def _found(given: list[str], resource: str, name: str) -> dict[str, Any] | None:
 def _say(found: dict[str, Any]) -> None:
     status = found.get("status") or {}
     lines = [f"{found['kind']} {found['metadata']['name']}: {status.get('phase', words.CREATED)}"]
-    for name in ("nodeName", "targetPod", "bytes", "storedBytes", "bytesPerSecond"):
+    for name in ("nodeName", "targetPod", "bytes", "storedBytes", "bytesPerSecond", "image"):
         if status.get(name) not in (None, ""):
             lines.append(f"  {name}: {status[name]}")
     for entry in status.get("conditions") or []:

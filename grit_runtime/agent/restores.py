@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from grit_runtime.agent import checkpoints, pods, words
 from grit_runtime.agent.model import NOTHING, Condition, Do, Object, Step, condition, lifetime, moment, seconds
+from grit_runtime.agent.outcome import Outcome
 
 _SOON = 5.0
 LONGEST = 60.0
@@ -88,7 +89,7 @@ def _with_pod(seen: Seen, pod: Object) -> Step:
         return Step(status={**status, "phase": words.RESTORING}, conditions=(_not_ready(reason, missing),), after=_SOON)
     message = f"the containers of pod {name} run"
     if not waits(seen.restore):
-        message += "; by onFailure: ColdStart, one that could not be restored has started from scratch (its node's log)"
+        message += f"; by onFailure: ColdStart, they may have started from scratch: condition {words.ORIGIN}"
     done = Condition(type=words.READY, status=True, reason="PodRuns", message=message)
     return Step(
         status={**status, "phase": words.RESTORED, "completionTime": moment(seen.now)}, conditions=(done,), after=0
@@ -119,6 +120,13 @@ def _without_pod(seen: Seen) -> Step:
     return Step(status=back, conditions=(_not_ready("WaitingForPod", "no pod has been chosen yet"),))
 
 
+def in_progress(restore: Object, now: float) -> bool:
+    """Whether a pod was chosen that doesn't run yet: it may need the data at any moment."""
+    if phase(restore) in (words.RESTORED, words.FAILED):
+        return False
+    return phase(restore) in (words.PENDING, words.RESTORING) or chosen_for(restore, now) is not None
+
+
 def on_node(restore: Object, checkpoint: Object | None, node: str, *, there: bool) -> Step:
     """What the agent of the node does to which a chosen pod was bound.
 
@@ -132,15 +140,31 @@ def on_node(restore: Object, checkpoint: Object | None, node: str, *, there: boo
         return Step(conditions=(_data(True, "OnNode", f"node {node} has the data"),))
     if checkpoint is None or checkpoints.phase(checkpoint) not in words.COMPLETE:
         return Step(conditions=(_data(False, "NoCheckpoint", "there is no complete Checkpoint"),), after=_SOON)
-    if not checkpoint["spec"].get("volumeClaim"):
+    if not checkpoints.is_kept(checkpoint):
         other = (checkpoint.get("status") or {}).get("nodeName")
-        message = f"the data is on node {other} alone: the Checkpoint names no volumeClaim"
+        message = f"the data is on node {other} alone: the Checkpoint names no volumeClaim and no registry"
         return Step(conditions=(_data(False, "OnAnotherNode", message),))
     if not checkpoints.is_stored(checkpoint):
-        return Step(conditions=(_data(False, "NotStored", "the data isn't in the volume yet"),), after=_SOON)
+        return Step(
+            conditions=(_data(False, "NotStored", "the data isn't in its volume or registry yet"),), after=_SOON
+        )
     return Step(
         conditions=(_data(False, "Copying", f"the data is being copied to node {node}"),), do=(Do.FETCH,), after=0
     )
+
+
+def began(found: Sequence[Outcome]) -> Step:
+    """What the agent says of a pod that runs, and may have started from scratch."""
+    listed = [{"name": one.name, **({} if one.restored is None else {"restored": one.restored})} for one in found]
+    cold = [f"{one.name}: {one.why}" for one in found if one.restored is False]
+    unknown = [one.name for one in found if one.restored is None]
+    reason, message = "AllRestored", "all go on from the checkpoint"
+    if cold:
+        reason, message = "StartedCold", f"from scratch: {'; '.join(cold)}"
+    elif unknown:
+        reason, message = "NoRecord", f"the runtime has no record of: {', '.join(unknown)}"
+    said = Condition(type=words.ORIGIN, status=not cold and not unknown, reason=reason, message=message)
+    return Step(status={"containers": listed}, conditions=(said,))
 
 
 def _data(there: bool, reason: str, message: str) -> Condition:

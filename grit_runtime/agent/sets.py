@@ -3,29 +3,26 @@
 Whose a set is stands beside it, in `<root>/<namespace>/.grit-agent-<name>.json`, which is written before the set is
 made: the UID of its Checkpoint. A set of that UID in which every container's manifest is there is whole. A copy is made
 beside its place and gets its name in one rename, when every byte of it was compared with the manifest's checksums; one
-that was cut short begins again.
+that was cut short leaves what it had, and the next one copies what is missing.
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from grit_runtime import names
 from grit_runtime.agent.checkpoints import Data
-from grit_runtime.checkpoint import integrity, locate, manifest
-from grit_runtime.errors import BusyError, CheckpointError, GritError
-from grit_runtime.host import files, pool
+from grit_runtime.checkpoint import locate, manifest
+from grit_runtime.errors import CheckpointError, GritError
+from grit_runtime.host import files
 
 _COPY = ".grit-copy-"
 _OWNER = ".grit-agent-"
-_PIECE = 8 << 20
 _MOST = 1 << 16  # bytes of the file that says whose a set is
 
 
@@ -40,6 +37,11 @@ class Progress:
     total: int = 0
     done: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
+
+    def look(self) -> None:
+        """Raises Stopped: it was told to end."""
+        if self.stop.is_set():
+            raise Stopped("the copy was told to end")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,105 +126,48 @@ def _digest(images: str) -> str:
         return f"sha256:{hashlib.sha256(stream.read()).hexdigest()}"
 
 
-def copy(source: Place, target: Place, expected: Sequence[dict[str, object]], progress: Progress) -> None:
-    """Copy a set, and have it appear when every byte of it is there and as its manifests say.
+def copying(target: Place) -> str:
+    """The directory beside a set's place in which it is made."""
+    return os.path.join(os.path.dirname(target.path), f"{_COPY}{target.name}")
 
-    Args:
-        expected: what `contents` said when it was captured: another set of that name is not taken for this one.
+
+def total(expected: Sequence[dict[str, object]]) -> int:
+    """Bytes of all containers."""
+    return sum(int(str(entry.get("bytes", 0))) for entry in expected)
+
+
+def identity(expected: Sequence[dict[str, object]]) -> str:
+    """What tells a set from any other: its containers, and the digests of their manifests."""
+    words = json.dumps([[entry["name"], entry.get("digest", "")] for entry in expected])
+    return f"sha256:{hashlib.sha256(words.encode()).hexdigest()}"
+
+
+def known_as(images: str, entry: Mapping[str, object]) -> manifest.Manifest:
+    """The manifest of a container's images, which are those that were captured.
 
     Raises:
-        CheckpointError: the source isn't that set, or is damaged.
-        BusyError: another process copies it.
-        Stopped: `progress.stop` was set.
-        OSError: something can't be read or written.
+        CheckpointError: they aren't, or a file of them is missing or of another size.
     """
-    if look(target, [str(entry["name"]) for entry in expected]) is Data.WHOLE:
-        return
-    claim(target)
-    staging = os.path.join(os.path.dirname(target.path), f"{_COPY}{target.name}")
-    progress.total, progress.done = sum(int(str(entry.get("bytes", 0))) for entry in expected), 0
-    with _fresh(staging):
-        for entry in expected:
-            name = locate.component("container name", str(entry["name"]))
-            inside = os.path.join(staging, name)
-            _copy_tree(os.path.join(source.path, name), inside, progress)
-            _require(os.path.join(inside, names.IMAGES_DIR), str(entry.get("digest", "")))
-        files.sync_directory(staging)
-        _rename(staging, target.path)
-        files.sync_directory(os.path.dirname(target.path))
-
-
-@contextlib.contextmanager
-def _fresh(path: str) -> Iterator[None]:
-    """An empty directory, ours alone, and gone afterwards if it still has this name."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BusyError(f"another process copies to {path}") from None
-        for name in os.listdir(fd):  # of a copy that was cut short
-            files.remove_tree(os.path.join(path, name))
-        try:
-            yield
-        finally:
-            files.remove_tree(path)
-    finally:
-        os.close(fd)
-
-
-def _rename(staging: str, target: str) -> None:
-    try:
-        os.rename(staging, target)
-    except OSError as err:
-        if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-        raise CheckpointError(f"{target} has come into being meanwhile") from None
-
-
-def _copy_tree(source: str, target: str, progress: Progress) -> None:
-    """Files and directories, with nobody else's rights; anything else is refused."""
-    os.mkdir(target, 0o700)
-    with os.scandir(source) as entries:
-        listed = sorted(entries, key=lambda entry: entry.name)
-    for entry in listed:
-        mode = entry.stat(follow_symlinks=False).st_mode
-        inner = os.path.join(target, entry.name)
-        if stat.S_ISDIR(mode):
-            _copy_tree(entry.path, inner, progress)
-        elif stat.S_ISREG(mode):
-            _copy_file(entry.path, inner, progress)
-        else:
-            raise CheckpointError(f"{entry.path} is neither a file nor a directory")
-    files.sync_directory(target)
-
-
-def _copy_file(source: str, target: str, progress: Progress) -> None:
-    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            while not progress.stop.is_set():
-                done = os.sendfile(writing, reading, None, _PIECE)
-                if not done:
-                    break
-                progress.done += done
-            else:
-                raise Stopped("the copy was told to end")
-            os.fsync(writing)
-        finally:
-            os.close(writing)
-    finally:
-        os.close(reading)
-
-
-def _require(images: str, digest: str) -> None:
-    """Have a copy be what was captured, byte by byte."""
-    known = manifest.read(images)
+    known, digest = manifest.read(images), str(entry.get("digest", ""))
     if known is None or (digest and _digest(images) != digest):
         raise CheckpointError(f"{images} is not what was captured: its manifest is another")
-    integrity.require(images, known.sizes, integrity.recorded(known.data, images), pool.workers(0))
+    return known
+
+
+def listed(directory: str) -> list[tuple[str, bool]]:
+    """The names in a directory, and whether each is a directory.
+
+    Raises:
+        CheckpointError: one is neither that nor a file.
+    """
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+                raise CheckpointError(f"{entry.path} is neither a file nor a directory")
+            found.append((entry.name, stat.S_ISDIR(mode)))
+    return found
 
 
 def remove(place: Place) -> None:
@@ -232,7 +177,7 @@ def remove(place: Place) -> None:
     """
     if not place.uid or _whose(place) != place.uid:
         return
-    hidden = os.path.join(os.path.dirname(place.path), f"{_COPY}{place.name}")
+    hidden = copying(place)
     files.remove_tree(hidden)
     try:
         os.rename(place.path, hidden)

@@ -5,7 +5,7 @@ from grit_runtime.agent.client import Api
 from grit_runtime.agent.model import Condition, Object, Step, condition, moment, patched
 
 _KINDS = {words.CHECKPOINTS: words.CHECKPOINT, words.RESTORES: words.RESTORE}
-_EVENTFUL = (words.READY, words.STORED, words.DATA)
+_EVENTFUL = (words.READY, words.STORED, words.DATA, words.IN_USE, words.ORIGIN)
 
 
 async def write(api: Api, kind: str, found: Object, step: Step, now: float) -> Object:
@@ -31,10 +31,9 @@ async def _tell(api: Api, kind: str, found: Object, wanted: Condition, now: floa
     await api.event(_KINDS[kind], found, wanted.reason, wanted.message, moment(now), warning=failed)
 
 
-async def finalizers(api: Api, found: Object, *, add: bool) -> None:
-    """Add our finalizer, or take it away."""
+async def finalizers(api: Api, found: Object, *, add: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> None:
+    """Add finalizers of ours, or take them away."""
     meta = found["metadata"]
-    others = [name for name in meta.get("finalizers") or [] if name != words.FINALIZER]
-    wanted = [*others, words.FINALIZER] if add else others
-    body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": wanted}}
+    others = [name for name in meta.get("finalizers") or [] if name not in (*add, *drop)]
+    body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": [*others, *add]}}
     await api.patch(words.CHECKPOINTS, meta["namespace"], meta["name"], body)

@@ -41,8 +41,13 @@ NODE_HOSTNAME = "kubernetes.io/hostname"
 POD_SELECTED = "grit.dev/pod-selected"
 
 FINALIZER = "grit.dev/data"
+"""The node's: the data is removed first."""
+HOLD = "grit.dev/restores"
+"""The manager's: the data stays while a Restore from it is in progress."""
 
 # Conditions.
 READY = "Ready"
 STORED = "Stored"
 DATA = "DataAvailable"
+IN_USE = "InUse"
+ORIGIN = "FromCheckpoint"

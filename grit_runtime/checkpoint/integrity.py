@@ -1,7 +1,7 @@
 """Checksums of a checkpoint's files, as its manifest lists them (docs/checkpoint-format.md)."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,17 @@ def recorded(data: Mapping[str, Any], path: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def require(directory: str, names: Iterable[str], expected: Mapping[str, tuple[str, ...]], workers: int) -> None:
+def require(
+    directory: str,
+    names: Iterable[str],
+    expected: Mapping[str, tuple[str, ...]],
+    workers: int,
+    look: Callable[[], None] = lambda: None,
+) -> None:
     """Compare files with their checksums.
+
+    Args:
+        look: called before each chunk, wherever that is read; what it raises ends it.
 
     Raises:
         CheckpointError: one of them isn't what it was, or can't be read.
@@ -62,7 +71,7 @@ def require(directory: str, names: Iterable[str], expected: Mapping[str, tuple[s
     wanted = [name for name in names if name in expected]
     try:
         sizes = {name: os.stat(os.path.join(directory, name)).st_size for name in wanted}
-        got = _of(directory, sizes, workers)
+        got = _of(directory, sizes, workers, look)
     except OSError as err:
         raise CheckpointError(f"cannot read {err.filename}: {err.strerror}") from None
     wrong = _differing(got, expected)
@@ -89,15 +98,20 @@ def _differing(got: Mapping[str, list[str]], expected: Mapping[str, tuple[str, .
     return [name for name, values in got.items() if tuple(values) != expected[name]]
 
 
-def _of(directory: str, sizes: Mapping[str, int], workers: int) -> dict[str, list[str]]:
+def _of(
+    directory: str, sizes: Mapping[str, int], workers: int, look: Callable[[], None] = lambda: None
+) -> dict[str, list[str]]:
     places = {name: Place(os.path.join(directory, name), 0, size) for name, size in sizes.items()}
-    return _of_places(places, workers)
+    return _of_places(places, workers, look)
 
 
-def _of_places(places: Mapping[str, Place], workers: int) -> dict[str, list[str]]:
+def _of_places(
+    places: Mapping[str, Place], workers: int, look: Callable[[], None] = lambda: None
+) -> dict[str, list[str]]:
     jobs = [(name, start, end) for name, place in places.items() for start, end in digest.chunks(place.size)]
 
     def one(job: tuple[str, int, int]) -> str:
+        look()
         name, start, end = job
         fd = os.open(places[name].path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

@@ -6,6 +6,7 @@ The API server is simulated, and kubelet is the test: it has CRI do what the API
 import asyncio
 import base64
 import json
+import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from pods import Failed, Pod, wait
 
-from grit_runtime.agent import webhook, words
+from grit_runtime.agent import outcome, webhook, words
+from grit_runtime.agent.capture import Program
 from grit_runtime.agent.client import Api
+from grit_runtime.agent.reference import Allowed
 from tests.e2e.cri import Cri
+from tests.registry import DockerRegistry
 from tests.requirements import RUNTIME, containerds
 from tests.unit import agentobjects as objects
 from tests.unit.agentcluster import Cluster, cluster, server_for
@@ -37,9 +41,16 @@ def containerd(request: pytest.FixtureRequest) -> Iterator[Cri]:
         yield made
 
 
-def _run(cri: Cri, base: Path, do: Callable[[Cluster], Awaitable[None]]) -> None:
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    with DockerRegistry(tmp_path_factory.mktemp("registry")) as made:
+        yield made
+
+
+def _run(cri: Cri, base: Path, do: Callable[[Cluster], Awaitable[None]], registry: str = "none") -> None:
     async def run() -> None:
         async with cluster(base) as made:
+            made.registries = (Allowed(host=registry, plain=True),)
             made.only_root = cri.checkpoints
             made.runtime = ("env", f"GRIT_RUNTIME_CONFIG={cri.base}/grit.yaml", str(RUNTIME))
             await made.start("manager", "n1")
@@ -74,13 +85,17 @@ async def _admitted(made: Cluster, pod: Object) -> Object:
     return dict(jsonpatch.apply_patch(pod, json.loads(base64.b64decode(answer["patch"]))))
 
 
-def test_a_pod_is_captured_as_a_set_and_restored_as_a_set(containerd: Cri, tmp_path: Path) -> None:
+@pytest.mark.needs("docker-registry")
+def test_a_pod_is_captured_as_a_set_and_restored_as_a_set_by_way_of_a_registry(
+    containerd: Cri, tmp_path: Path, registry: DockerRegistry
+) -> None:
     cri = containerd
     old, reported = _started(cri)
+    kept = {"reference": f"{registry.host}/default/web"}
 
     async def do(made: Cluster) -> None:
         await made.server.put("pods", reported)
-        await made.server.put(CP, objects.checkpoint(autoMigration=True))
+        await made.server.put(CP, objects.checkpoint(autoMigration=True, registry=kept))
         await made.until(lambda: made.phase(CP, "one") == "Submitting", 60)
         status = (made.server.find(CP, "one") or {})["status"]
         assert [entry["name"] for entry in status["containers"]] == list(NAMES)
@@ -93,6 +108,8 @@ def test_a_pod_is_captured_as_a_set_and_restored_as_a_set(containerd: Cri, tmp_p
         cri.remove(old)
         await made.server.remove("pods", "web-0")
         await made.until(lambda: made.phase(CP, "one") == "Submitted")
+        await made.until(lambda: made.condition(CP, "one", "Stored")[0] == "True", 60)
+        shutil.rmtree(cri.checkpoints / "default/one")  # another node wouldn't have it
 
         new = Pod(base=cri.base, name="web-1")
         admitted = await _admitted(made, objects.pod("web-1", *NAMES, uid=new.uid))
@@ -111,6 +128,10 @@ def test_a_pod_is_captured_as_a_set_and_restored_as_a_set(containerd: Cri, tmp_p
             await made.until(lambda name=name: len(cri.numbers(new, name)) >= last[name] + 5)  # type: ignore[misc]
             numbers = cri.numbers(new, name)
             assert numbers == list(range(1, len(numbers) + 1))
+        assert made.runtime
+        told = await outcome.of(Program(argv=made.runtime), ids)
+        assert [(one.name, one.restored) for one in told] == [(name, True) for name in NAMES]
+        assert (await outcome.of(Program(argv=made.runtime), {"app": "0" * 64}))[0].restored is None
         await made.server.put("pods", {**admitted, "status": _reported(new, ids)["status"]})
         await made.until(lambda: made.phase(RT, "one") == "Restored")
         cri.remove(new)
@@ -118,7 +139,7 @@ def test_a_pod_is_captured_as_a_set_and_restored_as_a_set(containerd: Cri, tmp_p
         await made.until(lambda: made.server.find(CP, "one") is None)
         assert list(cri.checkpoints.iterdir()) == []
 
-    _run(cri, tmp_path, do)
+    _run(cri, tmp_path, do, registry.host)
 
 
 def _containers(reported: Object) -> list[Object]:

@@ -28,6 +28,16 @@ def test_looking_at_a_large_checkpoint(tmp_path: Path) -> None:
     assert json.loads(figures.read_text())["looking"][0]["gib"] == 30
 
 
+@pytest.mark.needs("docker-registry", "skopeo")
+def test_sets_go_to_a_registry_beside_skopeo(tmp_path: Path) -> None:
+    figures = tmp_path / "transfer.json"
+    said = _run("transfer", "--gib", "0.01", "--rounds", "1", "--json", str(figures))
+    assert [line.rpartition(", ")[0].split("  ")[0] for line in said.splitlines()][3:6:2] == [
+        "to a registry, agent", "from a registry, agent",
+    ]  # fmt: skip
+    assert json.loads(figures.read_text())["push"]["MiB/s"] > 0
+
+
 def test_small_sizes_end_in_a_table_and_a_picture(tmp_path: Path) -> None:
     before = set(os.listdir("/dev/shm"))
     memory, growth, picture = (str(tmp_path / name) for name in ("memory.json", "growth.json", "picture.svg"))

@@ -1,6 +1,7 @@
 """A simulated `grit-runtime capture`: makes a set whose files are random, with a manifest as the real one's.
 
-`python runtime.py ROOT capture --name NAME [--ask] ID...`; an id is `id-CONTAINER`. `ROOT recover` does nothing.
+`python runtime.py ROOT capture --name NAME [--ask] ID...`; an id is `id-CONTAINER`. `ROOT recover` does nothing,
+`ROOT report --list --json ID` prints ROOT/report-ID.
 ROOT/calls gets a line for each call, for each answer to --ask, and for SIGTERM. ROOT/fault, if it is there, says what
 goes wrong: `fail`, or `hang` until it is gone.
 """
@@ -61,5 +62,9 @@ if __name__ == "__main__":
     if sys.argv[2] == "recover":
         say(Path(sys.argv[1]), "recover")
         sys.exit(0)
+    if sys.argv[2] == "report":
+        file = Path(sys.argv[1]) / f"report-{sys.argv[5]}"
+        sys.stdout.write(file.read_text() if file.exists() else "")
+        sys.exit(0 if file.exists() else 2)
     words = sys.argv[4:]
     sys.exit(main(Path(sys.argv[1]), words[0], "--ask" in words, [word for word in words[1:] if word != "--ask"]))

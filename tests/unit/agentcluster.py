@@ -1,6 +1,8 @@
 """The manager and the agents of nodes, against the simulated API server and the simulated runtime."""
 
 import asyncio
+import base64
+import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -9,21 +11,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jsonpatch
 import kopf
 import yaml
+from aiohttp.test_utils import TestClient, TestServer
 
-from grit_runtime.agent import handlers, words
+from grit_runtime.agent import handlers, webhook, words
 from grit_runtime.agent.capture import Program
 from grit_runtime.agent.client import Api, Server
+from grit_runtime.agent.exchange import Patience
 from grit_runtime.agent.manager import Manager
 from grit_runtime.agent.node import Node
 from grit_runtime.agent.queue import Key, Queue
+from grit_runtime.agent.reference import Allowed
+from grit_runtime.agent.stores import Stores
 from tests.requirements import ROOT
 from tests.simulated.apiserver import ApiServer
 
 RUNTIME = ROOT / "tests/simulated/runtime.py"
 EXAMPLES = ROOT / "examples/kubernetes/agent"
 Object = dict[str, Any]
+PATIENCE = Patience(attempts=3, pause=0.05, longest=0.2, connect=2, silent=5)
 
 
 def role(file: str, name: str) -> list[Object]:
@@ -47,6 +55,10 @@ class Cluster:
     running: dict[str, "Part"] = field(default_factory=dict)
     runtime: tuple[str, ...] = ()
     """What is called in place of the simulated runtime."""
+    registries: tuple[Allowed, ...] = ()
+    """Which registries the agents use."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of the agents, for the registries' credentials."""
     only_root: Path | None = None
     """The checkpoint root of that."""
 
@@ -115,8 +127,12 @@ class Part:
         api = await self.stack.enter_async_context(Api(server_for(url, token), timeout=1, pause=0.05))
         if node:
             simulated = ("env", f"PYTHONPATH={ROOT}", sys.executable, str(RUNTIME), str(cluster.root(node)))
+            volumes = {"store": str(cluster.volume)}
+            stores = Stores(
+                volumes=volumes, registries=cluster.registries, patience=PATIENCE, environment=cluster.environment
+            )
             agent = Node(
-                api=api, name=node, root=str(cluster.root(node)), volumes={"store": str(cluster.volume)},
+                api=api, name=node, root=str(cluster.root(node)), stores=stores,
                 program=Program(argv=cluster.runtime or simulated), goes=5,
             )  # fmt: skip
             self.queue = Queue(agent.look, pause=0.05)
@@ -171,3 +187,19 @@ async def cluster(base: Path, *parts: str) -> AsyncIterator[Cluster]:
         finally:
             for name in list(made.running):
                 await made.kill(name)
+
+
+async def admitted(made: Cluster, pod: Object, **review: Any) -> Object:
+    """The pod as the webhook has it, or its answer if it isn't allowed."""
+    async with Api(server_for(made.server.url, "manager"), timeout=1, pause=0.05) as api:
+        application = webhook.Webhook(api=api, runtime_class="grit").application()
+        async with TestClient(TestServer(application)) as client:
+            pod["status"] = {}
+            pod["spec"].pop("nodeName", None)
+            body = {"request": {"uid": "r", "namespace": "default", "object": pod, **review}}
+            answer = (await (await client.post(webhook.PATH, json=body)).json())["response"]
+    assert answer["uid"] == "r"
+    if not answer["allowed"]:
+        return dict(answer)
+    patch = json.loads(base64.b64decode(answer.get("patch", base64.b64encode(b"[]"))))
+    return dict(jsonpatch.apply_patch(pod, patch))

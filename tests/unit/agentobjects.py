@@ -65,7 +65,7 @@ def stored(found: Object, phase: str = "", **status: Any) -> Object:
     defaults = {"uid": f"uid-{made['metadata']['name']}", "generation": 1, "resourceVersion": "7"}
     made["metadata"] = {**defaults, **made["metadata"]}
     if made["kind"] == "Checkpoint":
-        made["metadata"].setdefault("finalizers", ["grit.dev/data"])
+        made["metadata"].setdefault("finalizers", ["grit.dev/data", "grit.dev/restores"])
     if phase or status:
         made["status"] = {**({"phase": phase} if phase else {}), **status}
     return made

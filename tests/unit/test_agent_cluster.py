@@ -1,7 +1,6 @@
 """The agent's two programs with kopf, against a simulated API server and a simulated runtime: no cluster, no CRIU."""
 
 import asyncio
-import base64
 import json
 import os
 import sys
@@ -9,16 +8,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import jsonpatch
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
 
-from grit_runtime.agent import webhook, words
-from grit_runtime.agent.client import Api
+from grit_runtime.agent import words
 from tests.requirements import ROOT
 from tests.simulated.apiserver import Fault
 from tests.unit import agentobjects as objects
-from tests.unit.agentcluster import RUNTIME, Cluster, cluster, server_for
+from tests.unit.agentcluster import RUNTIME, Cluster, admitted, cluster
 
 CP, RT = words.CHECKPOINTS, words.RESTORES
 Object = dict[str, Any]
@@ -49,7 +45,7 @@ def test_a_pod_is_captured_as_a_set_and_its_data_goes_with_the_checkpoint(tmp_pa
         assert status["storedBytes"] == status["bytes"]
         assert made.calls() == ["capture one id-front id-back"]
         assert made.calls("n2") == []
-        assert found["metadata"]["finalizers"] == ["grit.dev/data"]
+        assert found["metadata"]["finalizers"] == ["grit.dev/data", "grit.dev/restores"]
         for root in (made.root("n1"), made.volume):
             assert (root / "default/one/back/checkpoint/grit.json").exists()
         told = {"WaitingForAgent", "Capturing", "Captured", "Stored"}
@@ -155,22 +151,6 @@ def test_an_agent_that_is_restarted_in_the_middle_goes_on(tmp_path: Path, when: 
     _run(tmp_path, do, "manager", "n1")
 
 
-async def _admitted(made: Cluster, pod: Object, **review: Any) -> Object:
-    """The pod as the webhook has it, or its answer if it isn't allowed."""
-    async with Api(server_for(made.server.url, "manager"), timeout=1, pause=0.05) as api:
-        application = webhook.Webhook(api=api, runtime_class="grit").application()
-        async with TestClient(TestServer(application)) as client:
-            pod["status"] = {}
-            pod["spec"].pop("nodeName", None)
-            body = {"request": {"uid": "r", "namespace": "default", "object": pod, **review}}
-            answer = (await (await client.post(webhook.PATH, json=body)).json())["response"]
-    assert answer["uid"] == "r"
-    if not answer["allowed"]:
-        return dict(answer)
-    patch = json.loads(base64.b64decode(answer.get("patch", base64.b64encode(b"[]"))))
-    return dict(jsonpatch.apply_patch(pod, patch))
-
-
 def test_a_pod_migrates_to_another_node(tmp_path: Path) -> None:
     async def do(made: Cluster) -> None:
         await made.server.put("pods", objects.pod("web-0", "front", "back"))
@@ -184,12 +164,12 @@ def test_a_pod_migrates_to_another_node(tmp_path: Path) -> None:
         await made.server.remove("pods", "web-0")
         await made.until(lambda: made.phase(CP, "one") == "Submitted")
 
-        new = await _admitted(made, objects.pod("web-1", "front", "back"))
+        new = await admitted(made, objects.pod("web-1", "front", "back"))
         assert new["metadata"]["annotations"] == {"grit.dev/restore-name": "one", "grit.dev/on-restore-failure": "fail"}
         assert new["metadata"]["labels"]["grit.dev/restore"] == "one"
         assert (new["spec"]["nodeSelector"], new["spec"]["runtimeClassName"]) == ({"grit.dev/restore": "true"}, "grit")
         assert "affinity" not in new["spec"]
-        second = await _admitted(made, objects.pod("web-2", "front", "back"))
+        second = await admitted(made, objects.pod("web-2", "front", "back"))
         assert "annotations" not in second["metadata"]  # the Restore is taken
 
         await made.server.put("pods", new)
@@ -264,7 +244,7 @@ def test_nothing_that_is_not_what_was_captured_comes_to_a_node(tmp_path: Path, w
         content = file.read_bytes()
         file.write_bytes(bytes([content[0] ^ 1]) + content[1:] if what == "damaged" else content + b" ")
         await made.server.put(RT, objects.restore())
-        new = await _admitted(made, objects.pod("web-1"))
+        new = await admitted(made, objects.pod("web-1"))
         starting = objects.pod("web-1", node="n2", running=False)["status"]
         await made.server.put("pods", {**new, "spec": {**new["spec"], "nodeName": "n2"}, "status": starting})
         await made.until(lambda: made.condition(RT, "back", "DataAvailable")[1] == "CopyFailed")
@@ -287,7 +267,56 @@ def test_a_checkpoint_stays_while_its_data_can_t_be_removed(tmp_path: Path) -> N
         await made.until(lambda: "VolumeUnknown" in {reason for reason, _ in made.server.events()})
         assert made.server.find(CP, "one") is not None
 
-    _run(tmp_path, do, "n1")
+    _run(tmp_path, do, "manager", "n1")
+
+
+def test_the_data_is_not_removed_from_under_a_restore(tmp_path: Path) -> None:
+    async def do(made: Cluster) -> None:
+        await made.server.put("pods", objects.pod())
+        await made.server.put(CP, objects.checkpoint(volumeClaim={"claimName": "store"}))
+        await made.until(lambda: made.condition(CP, "one", "Stored")[0] == "True")
+        await made.server.put(RT, objects.restore())
+        new = await admitted(made, objects.pod("web-1"))
+        await made.server.change(CP, "one", lambda found: found["metadata"].update(deletionTimestamp="now"))
+        await made.until(lambda: made.condition(CP, "one", "InUse")[1] == "RestoreInProgress")
+        starting = objects.pod("web-1", node="n2", running=False)["status"]
+        await made.server.put("pods", {**new, "spec": {**new["spec"], "nodeName": "n2"}, "status": starting})
+        await made.until(lambda: made.condition(RT, "back", "DataAvailable")[0] == "True")
+        assert made.server.find(CP, "one") is not None
+        running = objects.pod("web-1", node="n2")["status"]
+        await made.server.change("pods", "web-1", lambda found: found.update(status=running))
+        await made.until(lambda: made.phase(RT, "back") == "Restored")
+        await made.until(lambda: made.server.find(CP, "one") is None)
+        assert list(made.volume.iterdir()) == []
+
+    _run(tmp_path, do, "manager", "n1", "n2")
+
+
+@pytest.mark.parametrize(("back", "reason"), [("ok", "AllRestored"), ("failed", "StartedCold"), ("", "NoRecord")])
+def test_a_restore_says_which_containers_have_started_from_scratch(tmp_path: Path, back: str, reason: str) -> None:
+    async def do(made: Cluster) -> None:
+        await made.server.put("pods", objects.pod("web-0", "front", "back"))
+        await made.server.put(CP, objects.checkpoint())
+        await made.until(lambda: _captured(made))
+        for name, outcome in (("front", "ok"), ("back", back)):
+            record = {"operation": "create", "container": f"id-{name}", "outcome": outcome, "error": "no such mount"}
+            if outcome:
+                (made.root("n1") / f"report-id-{name}").write_text(json.dumps({"operations": [record]}))
+        await made.server.put(RT, objects.restore(onFailure="ColdStart"))
+        new = await admitted(made, objects.pod("web-1", "front", "back"))
+        running = objects.pod("web-1", "front", "back")["status"]
+        await made.server.put("pods", {**new, "spec": {**new["spec"], "nodeName": "n1"}, "status": running})
+        await made.until(lambda: made.condition(RT, "back", "FromCheckpoint")[1] == reason)
+        told = {"ok": "all go on from the checkpoint", "failed": "from scratch: back: no such mount"}
+        assert made.condition(RT, "back", "FromCheckpoint")[2] == told.get(back, "the runtime has no record of: back")
+        found = made.server.find(RT, "back")
+        assert found is not None
+        assert found["status"]["containers"] == [
+            {"name": "front", "restored": True}, {"name": "back", **({"restored": back == "ok"} if back else {})},
+        ]  # fmt: skip
+        await made.until(lambda: made.phase(RT, "back") == "Restored")
+
+    _run(tmp_path, do, "manager", "n1")
 
 
 def test_two_pods_that_come_at_once_do_not_get_one_restore(tmp_path: Path) -> None:
@@ -296,9 +325,9 @@ def test_two_pods_that_come_at_once_do_not_get_one_restore(tmp_path: Path) -> No
         await made.server.put(CP, objects.checkpoint())
         await made.until(lambda: _captured(made))
         await made.server.put(RT, objects.restore())
-        dry = await _admitted(made, objects.pod("web-9"), dryRun=True)
+        dry = await admitted(made, objects.pod("web-9"), dryRun=True)
         assert dry["metadata"]["annotations"]["grit.dev/restore-name"] == "one"
-        pods = [_admitted(made, objects.pod(f"web-{number}")) for number in range(1, 4)]
+        pods = [admitted(made, objects.pod(f"web-{number}")) for number in range(1, 4)]
         answers = await asyncio.gather(*pods)
         chosen = [one for one in answers if "annotations" in one.get("metadata", {})]
         assert len(chosen) == 1
@@ -311,7 +340,7 @@ def test_two_pods_that_come_at_once_do_not_get_one_restore(tmp_path: Path) -> No
 def test_without_an_answer_of_the_api_server_no_pod_starts_by_accident(tmp_path: Path) -> None:
     async def do(made: Cluster) -> None:
         made.server.faults.append(Fault("GET .*/restores", 500, times=100))
-        answer = await _admitted(made, objects.pod())
+        answer = await admitted(made, objects.pod())
         assert answer["allowed"] is False
         assert "can't look for Restores" in answer["status"]["message"]
 

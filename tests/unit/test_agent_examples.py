@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonpatch
 import jsonschema
 import pytest
 import yaml
 from aiohttp import ClientSession, TCPConnector
 
-from grit_runtime.agent import plugin, webhook, words
+from grit_runtime.agent import credentials, plugin, reference, webhook, words
+from grit_runtime.agent.__main__ import _parser
 from grit_runtime.agent.client import Api, Server
 from tests.requirements import ROOT
 from tests.unit import agentobjects as objects
@@ -51,6 +53,29 @@ def test_every_file_is_in_the_base() -> None:
     assert {*base["resources"], "kustomization.yaml"} == {file.name for file in EXAMPLES.glob("*.yaml")}
 
 
+@pytest.mark.needs("kubernetes-validate")
+def test_the_overlay_gives_the_agent_a_registry_and_its_credentials() -> None:
+    overlay = yaml.safe_load((ROOT / "examples/kubernetes/agent-registry/kustomization.yaml").read_text())
+    assert overlay["resources"] == ["../agent"]
+    ((patch,), found) = overlay["patches"], _named("DaemonSet", "grit-agent")
+    assert patch["target"] == {"kind": found["kind"], "name": found["metadata"]["name"]}
+    made = jsonpatch.apply_patch(found, yaml.safe_load(patch["patch"]))
+    spec = made["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    options = _parser().parse_args(container["args"])
+    assert [reference.allowed(word) for word in options.registry] == [
+        reference.Allowed(host="registry.example.com", prefix="checkpoints")
+    ]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    (volume,) = [entry for entry in spec["volumes"] if "secret" in entry]
+    (item,) = volume["secret"]["items"]
+    assert credentials.path(environment) == f"{mounted[volume['name']]}/{item['path']}"
+    import kubernetes_validate
+
+    kubernetes_validate.validate(made, "1.35", strict=True)
+
+
 def test_nobody_may_read_secrets_or_everything() -> None:
     rules = [rule for found in _objects() if found["kind"] == "ClusterRole" for rule in found["rules"]]
     for rule in rules:
@@ -76,8 +101,6 @@ def test_the_webhook_is_asked_about_pods_that_want_it_and_fails_closed() -> None
 
 @pytest.mark.parametrize(("kind", "name"), [("DaemonSet", "grit-agent"), ("Deployment", "grit-manager")])
 def test_the_arguments_are_the_program_s(kind: str, name: str) -> None:
-    from grit_runtime.agent.__main__ import _parser
-
     (container,) = _named(kind, name)["spec"]["template"]["spec"]["containers"]
     options = _parser().parse_args(container["args"])
     if kind == "DaemonSet":
@@ -164,6 +187,8 @@ def test_the_certificate_is_what_the_api_server_asks_for(kubectl: Path) -> None:
         (["checkpoint", "web-0"], {"podName": "web-0"}),
         (["checkpoint", "web-0", "--migrate", "--claim", "c", "--ttl", "60"],
          {"podName": "web-0", "volumeClaim": {"claimName": "c"}, "autoMigration": True, "ttlSecondsAfterFinished": 60}),
+        (["checkpoint", "web-0", "--registry", "r:5000/cp/team/web:one"],
+         {"podName": "web-0", "registry": {"reference": "r:5000/cp/team/web:one"}}),
         (["checkpoint", "web-0", "--stop"], {"podName": "web-0", "leaveRunning": False}),
         (["restore", "web-0", "-l", "app=web,tier=front"],
          {"checkpointName": "web-0", "selector": {"matchLabels": {"app": "web", "tier": "front"}}}),
@@ -197,9 +222,16 @@ def test_the_plugin_says_how_one_stands(kubectl: Path, capsys: pytest.CaptureFix
     assert _calls(kubectl)[-1] == ["get", "checkpoints.grit.dev,restores.grit.dev"]
 
 
-@pytest.mark.parametrize(("phases", "code"), [("Pending Checkpointed Submitted", 0), ("Failed", 1)])
+@pytest.mark.parametrize(
+    ("phases", "code", "word", "kept"),
+    [
+        ("Pending Checkpointed Submitted", 0, "--claim=c", {"volumeClaim": {"claimName": "c"}}),
+        ("Failed", 1, "--claim=c", {"volumeClaim": {"claimName": "c"}}),
+        ("Submitted", 0, "--registry=r:5000/cp", {"registry": {"reference": "r:5000/cp/default"}}),
+    ],
+)
 def test_the_plugin_drains_what_its_owner_replaces(
-    kubectl: Path, capsys: pytest.CaptureFixture[str], phases: str, code: int
+    kubectl: Path, capsys: pytest.CaptureFixture[str], phases: str, code: int, word: str, kept: Object
 ) -> None:
     (kubectl / "phases").write_text(phases)
     listed = [
@@ -207,13 +239,13 @@ def test_the_plugin_drains_what_its_owner_replaces(
         objects.pod("agent", ownerReferences=[{**objects.OWNER, "kind": "DaemonSet"}]),
     ]  # fmt: skip
     (kubectl / "pods").write_text(json.dumps({"items": listed}))
-    assert plugin.main(["drain", "n1", "--claim", "c", "--timeout", "30"]) == code
+    assert plugin.main(["drain", "n1", word, "--timeout", "30"]) == code
     calls = _calls(kubectl)
     assert calls[0] == ["cordon", "n1"]
     assert "spec.nodeName=n1,status.phase=Running" in calls[1]
     assert [call for call in calls if "create" in call] == [["--namespace=default", "create", "-f", "-"]]
     made = json.loads((kubectl / "made").read_text())
-    assert made["spec"] == {"podName": "web-0", "autoMigration": True, "volumeClaim": {"claimName": "c"}}
+    assert made["spec"] == {"podName": "web-0", "autoMigration": True, **kept}
     jsonschema.validate(made, _schema("Checkpoint"))
     assert ("has stayed" if code else "now kubectl drain n1") in capsys.readouterr().err
 
@@ -221,7 +253,9 @@ def test_the_plugin_drains_what_its_owner_replaces(
 def test_the_documentation_has_every_reason() -> None:
     """And says nothing of reasons that there are not."""
     sources = ROOT / "grit_runtime/agent"
-    text = "".join((sources / f"{name}.py").read_text() for name in ("checkpoints", "restores", "pods", "node"))
+    text = "".join(
+        (sources / f"{name}.py").read_text() for name in ("checkpoints", "restores", "pods", "node", "stores")
+    )
     known = set(re.findall(r'"([A-Z][a-z]+(?:[A-Z][a-z]+)+|Copying|Captured|Capturing|Stored)"', text)) - {
         "PodScheduled"
     }

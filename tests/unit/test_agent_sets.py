@@ -1,5 +1,6 @@
 """Sets on a disk and in a volume: whole or not at all."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from grit_runtime.agent import sets
+from grit_runtime.agent import copies, sets, staging
 from grit_runtime.agent.checkpoints import Data
 from grit_runtime.agent.sets import Place, Progress
+from grit_runtime.checkpoint import integrity
 from grit_runtime.errors import BusyError, CheckpointError
 from tests.simulated import runtime
 
@@ -39,7 +41,7 @@ def _tree(path: str) -> dict[str, bytes]:
 
 def test_a_copy_is_the_same_and_root_s_alone(made: Place, volume: str) -> None:
     progress = Progress()
-    sets.copy(made, made.below(volume), sets.contents(made, NAMES), progress)
+    copies.copy(made, made.below(volume), sets.contents(made, NAMES), progress)
     assert _tree(made.below(volume).path) == _tree(made.path)
     assert sets.look(made.below(volume), NAMES) is Data.WHOLE
     assert progress.done >= progress.total == 2 * runtime.SIZE
@@ -69,19 +71,77 @@ def test_a_copy_that_is_cut_short_is_no_set_and_begins_again(
         patch.setattr(os, "sendfile", limited)
         patch.setattr(sets.files, "remove_tree", lambda _: None)
         with pytest.raises(OSError, match="the disk is gone"):
-            sets.copy(made, target, expected, Progress())
+            copies.copy(made, target, expected, Progress())
     assert sets.look(target, NAMES) is Data.NONE
     assert not os.path.exists(target.path)
     assert os.listdir(os.path.join(volume, "default", ".grit-copy-one")) != []
-    sets.copy(made, target, expected, Progress())
+    copies.copy(made, target, expected, Progress())
     assert _tree(target.path) == _tree(made.path)
+
+
+@pytest.mark.parametrize("left", ["whole", "damaged", "another's"])
+def test_a_file_that_is_there_whole_is_not_copied_again(
+    made: Place, volume: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, expected, sendfile, sent = made.below(volume), sets.contents(made, NAMES), os.sendfile, 0
+
+    def counting(out: int, into: int, offset: Any, count: int) -> int:
+        nonlocal sent
+        done = sendfile(out, into, offset, count)
+        sent += done
+        if sent > runtime.SIZE + (1 << 20) and failing:
+            raise OSError(5, "the disk is gone")
+        return done
+
+    monkeypatch.setattr(os, "sendfile", counting)
+    failing = True
+    with pytest.raises(OSError, match="the disk is gone"):
+        copies.copy(made, target, expected, Progress())
+    there = Path(sets.copying(target)) / "front/checkpoint/pages-1.img"
+    if left == "damaged":
+        data = there.read_bytes()
+        there.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif left == "another's":
+        (Path(sets.copying(target)) / ".grit-copied").write_text("another\n")
+    failing, sent, progress = False, 0, Progress()
+    copies.copy(made, target, expected, progress)
+    files = {"whole": 0, "damaged": 1, "another's": 2}[left]
+    assert files * runtime.SIZE <= sent < files * runtime.SIZE + (1 << 20)
+    assert progress.done >= progress.total
+    assert _tree(target.path) == _tree(made.path)
+
+
+def test_holes_stay_holes(made: Place, volume: str) -> None:
+    images = Path(made.path) / "back/checkpoint"
+    with (images / "pages-1.img").open("wb") as stream:
+        stream.truncate(8 << 20)
+        stream.seek(4 << 20)
+        stream.write(b"x" * 4096)
+    data = json.loads((images / "grit.json").read_text())
+    sums = integrity.of_files(str(images), {"pages-1.img": 8 << 20}, {}, 1)
+    data["files"][0] |= {"bytes": 8 << 20, "checksums": sums["pages-1.img"]}
+    (images / "grit.json").write_text(json.dumps(data))
+    target = made.below(volume)
+    copies.copy(made, target, sets.contents(made, NAMES), Progress())
+    assert _tree(target.path) == _tree(made.path)
+    assert (Path(target.path) / "back/checkpoint/pages-1.img").stat().st_blocks * 512 < 1 << 20
+
+
+def test_a_full_disk_is_left_as_it_was(made: Place, volume: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "sendfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        copies.copy(made, made.below(volume), sets.contents(made, NAMES), Progress())
+    assert os.listdir(os.path.join(volume, "default")) == [".grit-agent-one.json"]
 
 
 def test_a_copy_ends_when_it_is_told_to(made: Place, volume: str) -> None:
     progress = Progress()
     progress.stop.set()
     with pytest.raises(sets.Stopped):
-        sets.copy(made, made.below(volume), sets.contents(made, NAMES), progress)
+        copies.copy(made, made.below(volume), sets.contents(made, NAMES), progress)
     assert sets.look(made.below(volume), NAMES) is Data.NONE
 
 
@@ -103,7 +163,7 @@ def test_only_what_was_captured_is_copied(made: Place, volume: str, what: str) -
         pages.unlink()
         pages.symlink_to("/etc/shadow") if what == "link" else os.mkfifo(pages)
     with pytest.raises(CheckpointError):
-        sets.copy(made, made.below(volume), expected, Progress())
+        copies.copy(made, made.below(volume), expected, Progress())
     assert sets.look(made.below(volume), NAMES) is Data.NONE
     assert list(Path(volume).rglob("checkpoint")) == []
 
@@ -112,10 +172,10 @@ def test_two_do_not_copy_one_set_at_once(made: Place, volume: str) -> None:
     target = made.below(volume)
     sets.claim(target)
     with (
-        sets._fresh(os.path.join(volume, "default/.grit-copy-one")),
+        staging.staging(sets.copying(target), "another"),
         pytest.raises(BusyError, match="another process copies"),
     ):
-        sets.copy(made, target, sets.contents(made, NAMES), Progress())
+        copies.copy(made, target, sets.contents(made, NAMES), Progress())
 
 
 def test_a_checkpoint_that_somebody_made_by_hand_is_neither_taken_nor_removed(tmp_path: Path) -> None:

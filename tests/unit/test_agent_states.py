@@ -121,9 +121,30 @@ def test_one_from_which_a_pod_runs_stays() -> None:
 @pytest.mark.parametrize(("status", "there", "dropped"), [({}, True, True), ({"nodeName": "n1"}, True, False),
                                                           ({"nodeName": "n1"}, False, True)])  # fmt: skip
 def test_data_is_waited_for_only_where_somebody_can_remove_it(status: Object, there: bool, dropped: bool) -> None:
-    found = _with(stored(checkpoint(), words.FAILED, **status), deletionTimestamp="now")
+    found = _with(stored(checkpoint(), words.FAILED, **status), deletionTimestamp="now", finalizers=["grit.dev/data"])
     step = _manage(found, None, node_there=there)
     assert step.do == ((Do.DROP_FINALIZER,) if dropped else ())
+
+
+def test_the_data_stays_while_a_restore_from_it_is_in_progress() -> None:
+    found = _with(stored(checkpoint(), words.SUBMITTED, nodeName="n1"), deletionTimestamp="now")
+    step = _manage(found, None, restoring=("back",))
+    assert (step.do, _why(step), bool(step.after)) == ((), "RestoreInProgress", True)
+    assert "Restore back" in step.conditions[0].message
+    assert checkpoints.on_node(found, "n1", Data.WHOLE, NOW).do == ()
+    assert checkpoints.on_node(found, "n2", Data.WHOLE, NOW).do == ()
+    assert _manage(found, None).do == (Do.DROP_HOLD,)
+    assert _manage(found, None, node_there=False).do == (Do.DROP_HOLD,)
+
+
+@pytest.mark.parametrize(
+    ("phase", "chosen", "busy"),
+    [(words.CREATED, 0, False), (words.CREATED, 10, True), (words.CREATED, 99, False), (words.PENDING, 0, True),
+     (words.RESTORING, 0, True), (words.RESTORED, 10, False), (words.FAILED, 10, False)],
+)  # fmt: skip
+def test_a_restore_is_in_progress_from_the_choice_of_its_pod_on(phase: str, chosen: float, busy: bool) -> None:
+    marks = {words.POD_SELECTED: moment(NOW - chosen)} if chosen else {}
+    assert restores.in_progress(_with(stored(restore(), phase), annotations=marks), NOW) is busy
 
 
 def test_a_capture_on_a_node_that_is_gone_has_failed() -> None:
@@ -159,7 +180,9 @@ def test_what_the_agent_of_the_node_does(
 
 
 def test_the_data_goes_before_the_finalizer() -> None:
-    found = _with(stored(checkpoint(), words.CHECKPOINTED, nodeName="n1"), deletionTimestamp="now")
+    found = _with(
+        stored(checkpoint(), words.CHECKPOINTED, nodeName="n1"), deletionTimestamp="now", finalizers=["grit.dev/data"]
+    )
     assert checkpoints.on_node(found, "n1", Data.WHOLE, NOW).do == (Do.REMOVE, Do.DROP_FINALIZER)
     assert checkpoints.on_node(found, "n2", Data.WHOLE, NOW).do == (Do.REMOVE_LOCAL,)
     assert checkpoints.on_node(found, "n2", Data.NONE, NOW).do == ()
