@@ -136,6 +136,17 @@ class TestFollowing:
         assert "signal 9" in taken.problem
         assert taken.ranges == {}
 
+    def test_it_is_let_go_soon_after(self, taker: Taker) -> None:
+        """Each system call takes longer while it is followed."""
+        with follow.followed([(taker.pid, taker.pid)], 2) as taken:
+            taker.take(SIZE)
+            assert taker.tracer() != "0"
+            for _ in range(300):
+                taker.take(4096, 0)
+            assert taker.tracer() == "0"
+        assert len(taken.ranges[taker.pid]) == 1
+        assert not taken.problem
+
     def test_it_may_end_meanwhile(self, taker: Taker) -> None:
         begun = time.monotonic()
         with follow.followed([(taker.pid, taker.pid)], 2):
