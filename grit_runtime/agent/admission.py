@@ -12,6 +12,9 @@ from grit_runtime.agent import checkpoints, pods, restores, words
 from grit_runtime.agent.model import Object, condition
 
 
+_NEVER = "its restartPolicy is Never, and its owner has to make another"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What becomes of the pod."""
@@ -27,13 +30,20 @@ class Answer:
 
 
 def decide(
-    pod: Object, found: Sequence[Object], known: Mapping[str, Object], *, runtime_class: str, now: float
+    pod: Object,
+    found: Sequence[Object],
+    known: Mapping[str, Object],
+    there: Sequence[Object],
+    *,
+    runtime_class: str,
+    now: float,
 ) -> Answer:
     """What becomes of a pod.
 
     Args:
         found: the Restores of its namespace.
         known: the Checkpoints of its namespace, by name.
+        there: the pods of its namespace with the label of a Restore.
         runtime_class: whose handler is grit-runtime; empty if the nodes' default is.
         now: seconds since the epoch.
     """
@@ -41,10 +51,11 @@ def decide(
     if names.CHECKPOINT in annotations or names.RESTORE_NAME in annotations:
         return Answer()  # somebody has said so by hand
     warnings: list[str] = []
+    running = [one for one in there if not pods.ends(one) and not pods.has_ended(one)]
     for restore in sorted(found, key=lambda entry: str(entry["metadata"].get("creationTimestamp", ""))):
-        if not _waits_for(restore, pod, now):
-            continue
         name = restore["metadata"]["name"]
+        if restores.of(restore, running) or not _waits_for(restore, pod):
+            continue
         checkpoint = known.get(restore["spec"]["checkpointName"])
         if checkpoint is not None and _still_runs(checkpoint):
             continue
@@ -60,15 +71,18 @@ def decide(
         if pods.spec_hash(pod["spec"]) != checkpoint["status"].get("podSpecHash"):
             warnings.append(f"Restore {name}: this pod's spec is not the captured pod's; it starts from scratch")
             continue
+        if restores.phase(restore) == words.CREATED and restores.chosen_for(restore, now) is not None:
+            # It may still come, or was refused by somebody after us: nobody knows yet, so this one isn't another replica.
+            return Answer(allowed=False, message=f"Restore {name}: it has just chosen a pod that isn't there yet")
+        if pod["spec"].get("restartPolicy") == "Never" and checkpoint["spec"].get("volumeClaim"):
+            warnings.append(f"Restore {name}: this pod fails if it starts before the data is on its node: {_NEVER}")
         return Answer(warnings=tuple(warnings), restore=restore, patch=_patch(pod, restore, checkpoint, runtime_class))
     return Answer(warnings=tuple(warnings))
 
 
-def _waits_for(restore: Object, pod: Object, now: float) -> bool:
-    """Whether a Restore is still without a pod, and means this one."""
-    if checkpoints.deleting(restore) or restores.phase(restore) not in (words.CREATED, words.FAILED):
-        return False
-    if restores.chosen_for(restore, now) is not None:
+def _waits_for(restore: Object, pod: Object) -> bool:
+    """Whether a Restore, of whose pods none is there, means this one. Its phase may lag behind the pod's end."""
+    if checkpoints.deleting(restore) or restores.phase(restore) == words.RESTORED:
         return False
     spec = restore["spec"]
     owner = spec.get("ownerRef")

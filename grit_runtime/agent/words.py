@@ -42,6 +42,9 @@ POD_SELECTED = "grit.dev/pod-selected"
 
 FINALIZER = "grit.dev/data"
 
+BACK_OFF = "CrashLoopBackOff"
+"""What kubelet says of a container between two attempts to start it."""
+
 # Conditions.
 READY = "Ready"
 STORED = "Stored"

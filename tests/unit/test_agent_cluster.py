@@ -190,9 +190,11 @@ def test_a_pod_migrates_to_another_node(tmp_path: Path) -> None:
         assert (new["spec"]["nodeSelector"], new["spec"]["runtimeClassName"]) == ({"grit.dev/restore": "true"}, "grit")
         assert "affinity" not in new["spec"]
         second = await _admitted(made, objects.pod("web-2", "front", "back"))
-        assert "annotations" not in second["metadata"]  # the Restore is taken
+        assert "it has just chosen a pod that isn't there yet" in second["status"]["message"]
 
         await made.server.put("pods", new)
+        second = await _admitted(made, objects.pod("web-2", "front", "back"))
+        assert "annotations" not in second["metadata"]  # the Restore is taken
         await made.until(lambda: made.phase(RT, "one") == "Pending")
         starting = objects.pod("web-1", "front", "back", node="n2", running=False)
         await made.server.put("pods", {**new, "spec": {**new["spec"], "nodeName": "n2"}, "status": starting["status"]})
@@ -303,7 +305,26 @@ def test_two_pods_that_come_at_once_do_not_get_one_restore(tmp_path: Path) -> No
         chosen = [one for one in answers if "annotations" in one.get("metadata", {})]
         assert len(chosen) == 1
         for other in (one for one in answers if one is not chosen[0]):
-            assert "metadata" in other or "modified" in other["status"]["message"]
+            assert "it has just chosen a pod" in other["status"]["message"]  # none starts from scratch
+
+    _run(tmp_path, do, "manager", "n1")
+
+
+def test_a_restore_that_changes_meanwhile_is_asked_again(tmp_path: Path) -> None:
+    async def do(made: Cluster) -> None:
+        await made.server.put("pods", objects.pod())
+        await made.server.put(CP, objects.checkpoint())
+        await made.until(lambda: _captured(made))
+        await made.server.put(RT, objects.restore())
+        made.server.faults.append(Fault("PATCH .*/restores/back$", 409, times=4))
+        assert (await _admitted(made, objects.pod("web-1")))["metadata"]["annotations"][
+            "grit.dev/restore-name"
+        ] == "one"
+        await made.until(lambda: made.phase(RT, "back") == "Created")
+        made.server.faults.append(Fault("PATCH .*/restores/back$", 409, times=5))
+        await made.server.remove(RT, "back")
+        await made.server.put(RT, objects.restore())
+        assert (await _admitted(made, objects.pod("web-2")))["allowed"] is False
 
     _run(tmp_path, do, "manager", "n1")
 
