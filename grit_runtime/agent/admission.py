@@ -11,7 +11,6 @@ from grit_runtime import names
 from grit_runtime.agent import checkpoints, pods, restores, words
 from grit_runtime.agent.model import Object, condition
 
-
 _NEVER = "its restartPolicy is Never, and its owner has to make another"
 
 
@@ -52,10 +51,9 @@ def decide(
         return Answer()  # somebody has said so by hand
     warnings: list[str] = []
     running = [one for one in there if not pods.ends(one) and not pods.has_ended(one)]
-    for restore in sorted(found, key=lambda entry: str(entry["metadata"].get("creationTimestamp", ""))):
+    waiting = [one for one in found if not restores.of(one, running) and _waits_for(one, pod)]
+    for restore in sorted(waiting, key=lambda entry: str(entry["metadata"].get("creationTimestamp", ""))):
         name = restore["metadata"]["name"]
-        if restores.of(restore, running) or not _waits_for(restore, pod):
-            continue
         checkpoint = known.get(restore["spec"]["checkpointName"])
         if checkpoint is not None and _still_runs(checkpoint):
             continue
@@ -71,10 +69,9 @@ def decide(
         if pods.spec_hash(pod["spec"]) != checkpoint["status"].get("podSpecHash"):
             warnings.append(f"Restore {name}: this pod's spec is not the captured pod's; it starts from scratch")
             continue
-        if restores.phase(restore) == words.CREATED and restores.chosen_for(restore, now) is not None:
-            # It may still come, or was refused by somebody after us: nobody knows yet, so this one isn't another replica.
+        if _chosen_yet_absent(restore, now):
             return Answer(allowed=False, message=f"Restore {name}: it has just chosen a pod that isn't there yet")
-        if pod["spec"].get("restartPolicy") == "Never" and checkpoint["spec"].get("volumeClaim"):
+        if _starts_once(pod, checkpoint):
             warnings.append(f"Restore {name}: this pod fails if it starts before the data is on its node: {_NEVER}")
         return Answer(warnings=tuple(warnings), restore=restore, patch=_patch(pod, restore, checkpoint, runtime_class))
     return Answer(warnings=tuple(warnings))
@@ -91,6 +88,18 @@ def _waits_for(restore: Object, pod: Object) -> bool:
         owners = pod["metadata"].get("ownerReferences") or []
         return any(all(other.get(key) == owner.get(key) for key in same) for other in owners)
     return bool(spec.get("selector")) and selects(spec["selector"], pod["metadata"].get("labels") or {})
+
+
+def _chosen_yet_absent(restore: Object, now: float) -> bool:
+    """Whether a pod was chosen of which nobody knows yet: it may come, or was refused by somebody after us. So the next
+    one is perhaps the same once more, and not another replica, which would start from scratch.
+    """
+    return restores.phase(restore) == words.CREATED and restores.chosen_for(restore, now) is not None
+
+
+def _starts_once(pod: Object, checkpoint: Object) -> bool:
+    """Whether kubelet won't start it again if the data comes too late."""
+    return pod["spec"].get("restartPolicy") == "Never" and bool(checkpoint["spec"].get("volumeClaim"))
 
 
 def _still_runs(checkpoint: Object) -> bool:

@@ -378,7 +378,7 @@ def test_nobody_starts_from_scratch_while_the_chosen_pod_may_still_come(phase: s
         (stored(WAIT, words.RESTORING), _chosen(deletionTimestamp="now")),
         (stored(WAIT, words.PENDING), pod()),
         # Chosen for another Restore that had this name.
-        (_with(stored(WAIT), creationTimestamp="2026-11-25T10:00:01Z"), _chosen(creationTimestamp="2026-11-25T10:00:00Z")),
+        (_with(stored(WAIT), creationTimestamp=moment(NOW)), _chosen(creationTimestamp=moment(NOW - 1))),
     ],
 )  # fmt: skip
 def test_the_next_pod_is_chosen_once_the_first_is_gone(found: Object, gone: Object) -> None:
