@@ -98,8 +98,7 @@ class Node:
             await asyncio.to_thread(sets.claim, place)
 
             async def ends() -> bool:
-                await self._captured(found, place)
-                return await self._pod_goes(found)
+                return await self._ends(found, place)
 
             asks = ends if checkpoints.replaces(found) else None
             await capture.capture(self.program, meta["name"], identities, asks)
@@ -154,14 +153,22 @@ class Node:
         step = checkpoints.failed(reason, str(err), self.now())
         await status.write(self.api, words.CHECKPOINTS, current, step, self.now())
 
-    async def _pod_goes(self, found: Object) -> bool:
-        """Whether the pod is being deleted, after some time at most: its containers are frozen meanwhile."""
-        deadline = self.now() + self.goes
-        while self.now() < deadline:
-            pod = await self.api.get("pods", found["metadata"]["namespace"], found["spec"]["podName"])
-            if pods.uid(pod) != found["status"]["podUID"] or pods.ends(pod):
-                return True
-            await asyncio.sleep(0.2)
+    async def _ends(self, found: Object, place: Place) -> bool:
+        """Say that the set is whole; whether the pod is being deleted then. The containers are frozen meanwhile, so
+        that takes `goes` at most, also if the API server is away or, while it starts, forbids everything.
+        """
+        told = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.goes):
+                while True:
+                    with contextlib.suppress(ApiError):
+                        if not told:
+                            await self._captured(found, place)
+                            told = True
+                        pod = await self.api.get("pods", found["metadata"]["namespace"], found["spec"]["podName"])
+                        if pods.uid(pod) != found["status"]["podUID"] or pods.ends(pod):
+                            return True
+                    await asyncio.sleep(0.2)
         return False
 
     async def _store(self, found: Object, place: Place) -> None:

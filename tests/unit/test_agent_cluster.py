@@ -250,6 +250,26 @@ def test_containers_run_on_if_their_pod_is_not_deleted_in_time(tmp_path: Path) -
     _run(tmp_path, do, "manager")
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_nothing_runs_after_its_checkpoint_though_the_api_server_is_restarted(tmp_path: Path, status: int) -> None:
+    """One that starts forbids everything until it has read the roles (kube-apiserver 1.36)."""
+
+    async def do(made: Cluster) -> None:
+        fault = made.root("n1") / "fault"
+        fault.write_text("hang")
+        await made.server.put("pods", objects.pod())
+        await made.server.put(CP, objects.checkpoint(leaveRunning=False))
+        await made.until(made.calls)
+        away = [Fault(".* .*/one/status", status, times=8), Fault("GET .*/pods/web-0", status, times=8)]
+        made.server.faults.extend(away)
+        fault.unlink()
+        await made.until(lambda: made.calls()[-1:] == ["answer stop"])
+        assert [one.times for one in away] == [0, 0]
+        assert "deletionTimestamp" in (made.server.find("pods", "web-0") or {})["metadata"]
+
+    _run(tmp_path, do, "manager", "n1")
+
+
 @pytest.mark.parametrize("what", ["no such volume", "damaged", "changed"])
 def test_nothing_that_is_not_what_was_captured_comes_to_a_node(tmp_path: Path, what: str) -> None:
     async def do(made: Cluster) -> None:

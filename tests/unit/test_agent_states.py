@@ -124,9 +124,11 @@ def test_data_is_waited_for_only_where_somebody_can_remove_it(status: Object, th
     found = _with(stored(checkpoint(), words.FAILED, **status), deletionTimestamp="now")
     step = _manage(found, None, node_there=there)
     assert step.do == ((Do.DROP_FINALIZER,) if dropped else ())
+    assert bool(step.after) is not dropped  # nobody tells the manager that a node goes
 
 
 def test_a_capture_on_a_node_that_is_gone_has_failed() -> None:
+    assert _manage(stored(checkpoint(), words.CHECKPOINTING, nodeName="n1"), None).after
     step = _manage(stored(checkpoint(), words.CHECKPOINTING, nodeName="n1"), None, node_there=False)
     assert (step.status["phase"], _why(step)) == ("Failed", "NodeGone")
 
