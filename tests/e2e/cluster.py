@@ -191,6 +191,7 @@ def prepare(stack: ExitStack, options: argparse.Namespace, namespace: str, folde
                               options.node, "--root", options.root, "--runtime", options.runtime))  # fmt: skip
     kubectl("create", "namespace", namespace)
     stack.callback(kubectl, "delete", "namespace", namespace, "--wait=true", "--timeout=100s")
+    until("its service account", lambda: get(namespace, "serviceaccount", "default") is not None)
     apply(webhook(namespace, address, bundle))
     stack.callback(kubectl, "delete", "mutatingwebhookconfiguration", namespace)
 
@@ -270,8 +271,8 @@ def main() -> int:
         )
         return 1
     namespace, folder = f"grit-e2e-{secrets.token_hex(3)}", Path(tempfile.mkdtemp(prefix="grit-e2e-"))
-    print(kubectl("version", "-o", "yaml"))
     try:
+        print(kubectl("version", "-o", "yaml"))
         with ExitStack() as stack:
             prepare(stack, options, namespace, folder)
             run(options, namespace)
