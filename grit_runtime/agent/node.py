@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,12 +11,13 @@ from typing import Any
 from grit_runtime.agent import capture, checkpoints, pods, restores, sets, status, words
 from grit_runtime.agent.checkpoints import Data
 from grit_runtime.agent.client import Api
-from grit_runtime.agent.errors import ApiError, ConflictError
+from grit_runtime.agent.errors import ApiError, ConflictError, NotFoundError
 from grit_runtime.agent.model import Condition, Do, Object, Step, moment
 from grit_runtime.agent.queue import Key
 from grit_runtime.agent.sets import Place, Progress
 from grit_runtime.errors import CaptureError, GritError
 
+_LOG = logging.getLogger("grit-agent")
 _REPORT = 2.0  # seconds between two reports of a copy's progress
 _GOES = 30.0  # seconds that frozen containers wait for their pod to be deleted
 _LATER = 60.0
@@ -158,16 +160,20 @@ class Node:
         that takes `goes` at most, also if the API server is away or, while it starts, forbids everything.
         """
         told = False
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, NotFoundError):  # the Checkpoint is gone
             async with asyncio.timeout(self.goes):
                 while True:
-                    with contextlib.suppress(ApiError):
+                    try:
                         if not told:
                             await self._captured(found, place)
                             told = True
                         pod = await self.api.get("pods", found["metadata"]["namespace"], found["spec"]["podName"])
                         if pods.uid(pod) != found["status"]["podUID"] or pods.ends(pod):
                             return True
+                    except NotFoundError:
+                        raise
+                    except ApiError as err:
+                        _LOG.warning("%s is frozen, and waits: %s", place.path, err)
                     await asyncio.sleep(0.2)
         return False
 
