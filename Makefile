@@ -86,9 +86,9 @@ fuzz: deps build ## fuzz the readers of images and of command lines by coverage,
 		$(VENV)/bin/python -m tests.fuzz.run "$$target" $(FUZZ_SECONDS) 2>&1 | tail -n 12 || exit; \
 		! ls build/fuzz/$$target/crash-* build/fuzz/$$target/timeout-* 2>/dev/null || exit 1; done
 
-e2e-cluster: ## on a node of a real cluster: capture, delete and restore a pod; KUBECONFIG=FILE (docs/kubernetes.md)
+e2e-cluster: ## on a node of a real cluster: capture, delete and restore a pod; KUBECONFIG=FILE [ARGS="--image ..."] (docs/kubernetes.md)
 	@test -n "$(KUBECONFIG)" || { echo "say KUBECONFIG=FILE" >&2; exit 1; }
-	KUBECONFIG="$(KUBECONFIG)" $(VENV)/bin/python tests/e2e/cluster.py
+	KUBECONFIG="$(KUBECONFIG)" $(VENV)/bin/python tests/e2e/cluster.py $(ARGS)
 
 crds: ## write the custom resource definitions to examples/kubernetes/agent/crds.yaml
 	$(VENV)/bin/python -m grit_runtime.agent.crds >examples/kubernetes/agent/crds.yaml

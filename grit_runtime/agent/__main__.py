@@ -14,6 +14,8 @@ def main(arguments: list[str]) -> int:
     """Serve until SIGTERM; the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for name in ("kopf.objects", "aiohttp.access"):  # a line for each event, and for each probe of kubelet's
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         if options.part == "crds":
             from grit_runtime.agent import crds

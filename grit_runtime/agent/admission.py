@@ -11,6 +11,8 @@ from grit_runtime import names
 from grit_runtime.agent import checkpoints, pods, restores, words
 from grit_runtime.agent.model import Object, condition
 
+_NEVER = "its restartPolicy is Never, and its owner has to make another"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -27,13 +29,20 @@ class Answer:
 
 
 def decide(
-    pod: Object, found: Sequence[Object], known: Mapping[str, Object], *, runtime_class: str, now: float
+    pod: Object,
+    found: Sequence[Object],
+    known: Mapping[str, Object],
+    there: Sequence[Object],
+    *,
+    runtime_class: str,
+    now: float,
 ) -> Answer:
     """What becomes of a pod.
 
     Args:
         found: the Restores of its namespace.
         known: the Checkpoints of its namespace, by name.
+        there: the pods of its namespace with the label of a Restore.
         runtime_class: whose handler is grit-runtime; empty if the nodes' default is.
         now: seconds since the epoch.
     """
@@ -41,9 +50,9 @@ def decide(
     if names.CHECKPOINT in annotations or names.RESTORE_NAME in annotations:
         return Answer()  # somebody has said so by hand
     warnings: list[str] = []
-    for restore in sorted(found, key=lambda entry: str(entry["metadata"].get("creationTimestamp", ""))):
-        if not _waits_for(restore, pod, now):
-            continue
+    running = [one for one in there if not pods.ends(one) and not pods.has_ended(one)]
+    waiting = [one for one in found if not restores.of(one, running) and _waits_for(one, pod)]
+    for restore in sorted(waiting, key=lambda entry: str(entry["metadata"].get("creationTimestamp", ""))):
         name = restore["metadata"]["name"]
         checkpoint = known.get(restore["spec"]["checkpointName"])
         if checkpoint is not None and _still_runs(checkpoint):
@@ -60,15 +69,17 @@ def decide(
         if pods.spec_hash(pod["spec"]) != checkpoint["status"].get("podSpecHash"):
             warnings.append(f"Restore {name}: this pod's spec is not the captured pod's; it starts from scratch")
             continue
+        if _chosen_yet_absent(restore, now):
+            return Answer(allowed=False, message=f"Restore {name}: it has just chosen a pod that isn't there yet")
+        if _starts_once(pod, checkpoint):
+            warnings.append(f"Restore {name}: this pod fails if it starts before the data is on its node: {_NEVER}")
         return Answer(warnings=tuple(warnings), restore=restore, patch=_patch(pod, restore, checkpoint, runtime_class))
     return Answer(warnings=tuple(warnings))
 
 
-def _waits_for(restore: Object, pod: Object, now: float) -> bool:
-    """Whether a Restore is still without a pod, and means this one."""
-    if checkpoints.deleting(restore) or restores.phase(restore) not in (words.CREATED, words.FAILED):
-        return False
-    if restores.chosen_for(restore, now) is not None:
+def _waits_for(restore: Object, pod: Object) -> bool:
+    """Whether a Restore, of whose pods none is there, means this one. Its phase may lag behind the pod's end."""
+    if checkpoints.deleting(restore) or restores.phase(restore) == words.RESTORED:
         return False
     spec = restore["spec"]
     owner = spec.get("ownerRef")
@@ -77,6 +88,18 @@ def _waits_for(restore: Object, pod: Object, now: float) -> bool:
         owners = pod["metadata"].get("ownerReferences") or []
         return any(all(other.get(key) == owner.get(key) for key in same) for other in owners)
     return bool(spec.get("selector")) and selects(spec["selector"], pod["metadata"].get("labels") or {})
+
+
+def _chosen_yet_absent(restore: Object, now: float) -> bool:
+    """Whether a pod was chosen of which nobody knows yet: it may come, or was refused by somebody after us. So the next
+    one is perhaps the same once more, and not another replica, which would start from scratch.
+    """
+    return restores.phase(restore) == words.CREATED and restores.chosen_for(restore, now) is not None
+
+
+def _starts_once(pod: Object, checkpoint: Object) -> bool:
+    """Whether kubelet won't start it again if the data comes too late."""
+    return pod["spec"].get("restartPolicy") == "Never" and checkpoints.is_kept(checkpoint)
 
 
 def _still_runs(checkpoint: Object) -> bool:

@@ -83,12 +83,13 @@ def manage(seen: Seen) -> Step:
     """What the manager does."""
     checkpoint, has = seen.checkpoint, seen.checkpoint["metadata"].get("finalizers") or []
     node = (checkpoint.get("status") or {}).get("nodeName")
+    waits = Step(after=_LATER)  # for the node's agent: of a node's end there is no event
     if deleting(checkpoint):
         if words.HOLD in has:
             return _held(seen.restoring)
         # Without a node there is no data; that of a node which is gone is gone with it, or in the volume.
         orphan = words.FINALIZER in has and (not node or not seen.node_there)
-        return Step(do=(Do.DROP_FINALIZER,)) if orphan else NOTHING
+        return Step(do=(Do.DROP_FINALIZER,)) if orphan else waits
     if not {words.FINALIZER, words.HOLD} <= set(has):
         return Step(do=(Do.ADD_FINALIZER,), after=0)
     current = phase(checkpoint)
@@ -97,7 +98,7 @@ def manage(seen: Seen) -> Step:
     if current in (words.PENDING, words.CHECKPOINTING):
         if not seen.node_there:
             return failed("NodeGone", f"node {node} is gone", seen.now)
-        return NOTHING
+        return waits
     if current == words.CHECKPOINTED and replaces(checkpoint):
         # The webhook takes a pod for the replacement from this phase on: it is said before the pod goes.
         return Step(

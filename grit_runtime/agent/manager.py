@@ -63,7 +63,8 @@ class Manager:
         meta, before = found["metadata"], restores.phase(found)
         checkpoint = await self.api.get(words.CHECKPOINTS, meta["namespace"], found["spec"]["checkpointName"])
         listed = await self.api.list("pods", meta["namespace"], {words.RESTORE_LABEL: meta["name"]})
-        seen = restores.Seen(restore=found, checkpoint=checkpoint, pods=listed, now=self.now())
+        its = restores.of(found, listed)
+        seen = restores.Seen(restore=found, checkpoint=checkpoint, pods=its, now=self.now())
         step = restores.manage(seen)
         found = await status.write(self.api, words.RESTORES, found, step, self.now())
         if checkpoint is not None and checkpoints.deleting(checkpoint) and restores.phase(found) != before:

@@ -19,7 +19,7 @@ class Do(Enum):
     CREATE_RESTORE = "create the Restore"
     DELETE_POD = "delete the pod"
     DELETE = "delete the object"
-    RELEASE = "forget the pod that never came"
+    RELEASE = "forget the choice of a pod: it has come, or never will"
     CAPTURE = "capture"
     STORE = "copy to where it is kept"
     FETCH = "copy from where it is kept"

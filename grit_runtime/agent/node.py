@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,14 @@ from typing import Any
 from grit_runtime.agent import capture, checkpoints, outcome, pods, restores, sets, status, words
 from grit_runtime.agent.checkpoints import Data
 from grit_runtime.agent.client import Api
-from grit_runtime.agent.errors import ApiError, ConflictError
+from grit_runtime.agent.errors import ApiError, ConflictError, NotFoundError
 from grit_runtime.agent.model import Condition, Do, Object, Step, condition, moment
 from grit_runtime.agent.queue import Key
 from grit_runtime.agent.sets import Place, Progress
 from grit_runtime.agent.stores import KeptError, Stores, UnknownStoreError
 from grit_runtime.errors import CaptureError, GritError
 
+_LOG = logging.getLogger("grit-agent")
 _REPORT = 2.0  # seconds between two reports of a copy's progress
 _GOES = 30.0  # seconds that frozen containers wait for their pod to be deleted
 _LATER = 60.0
@@ -99,8 +101,7 @@ class Node:
             await asyncio.to_thread(sets.claim, place)
 
             async def ends() -> bool:
-                await self._captured(found, place)
-                return await self._pod_goes(found)
+                return await self._ends(found, place)
 
             asks = ends if checkpoints.replaces(found) else None
             await capture.capture(self.program, meta["name"], identities, asks)
@@ -165,14 +166,26 @@ class Node:
         step = checkpoints.failed(reason, str(err), self.now())
         await status.write(self.api, words.CHECKPOINTS, current, step, self.now())
 
-    async def _pod_goes(self, found: Object) -> bool:
-        """Whether the pod is being deleted, after some time at most: its containers are frozen meanwhile."""
-        deadline = self.now() + self.goes
-        while self.now() < deadline:
-            pod = await self.api.get("pods", found["metadata"]["namespace"], found["spec"]["podName"])
-            if pods.uid(pod) != found["status"]["podUID"] or pods.ends(pod):
-                return True
-            await asyncio.sleep(0.2)
+    async def _ends(self, found: Object, place: Place) -> bool:
+        """Say that the set is whole; whether the pod is being deleted then. The containers are frozen meanwhile, so
+        that takes `goes` at most, also if the API server is away or, while it starts, forbids everything.
+        """
+        told = False
+        with contextlib.suppress(TimeoutError, NotFoundError):  # the Checkpoint is gone
+            async with asyncio.timeout(self.goes):
+                while True:
+                    try:
+                        if not told:
+                            await self._captured(found, place)
+                            told = True
+                        pod = await self.api.get("pods", found["metadata"]["namespace"], found["spec"]["podName"])
+                        if pods.uid(pod) != found["status"]["podUID"] or pods.ends(pod):
+                            return True
+                    except NotFoundError:
+                        raise
+                    except ApiError as err:
+                        _LOG.warning("%s is frozen, and waits: %s", place.path, err)
+                    await asyncio.sleep(0.2)
         return False
 
     async def _store(self, found: Object, place: Place) -> None:

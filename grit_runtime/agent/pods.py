@@ -27,6 +27,11 @@ def has_ended(pod: Object) -> bool:
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
+def has_succeeded(pod: Object) -> bool:
+    """Whether it has run to its end, each container with exit code 0."""
+    return (pod.get("status") or {}).get("phase") == "Succeeded"
+
+
 def spec_hash(spec: Object) -> str:
     """By what a pod is known for another of the same program: FNV-1a, 32 bits, of its spec.
 
@@ -136,13 +141,26 @@ def progress(pod: Object) -> str:
     if not missing:
         return ""
     for status in _statuses(pod):
-        waiting = (status.get("state") or {}).get("waiting") or {}
-        if waiting.get("message"):
-            return f"container {status['name']}: {waiting.get('reason', '')}: {waiting['message']}"
+        said = _said(status)
+        if said:
+            return f"container {status['name']}: {said}"
     for found in (pod.get("status") or {}).get("conditions") or []:
         if found.get("type") == "PodScheduled" and found.get("status") != "True" and found.get("message"):
             return f"{found.get('reason', '')}: {found['message']}"
     return f"not running yet: {', '.join(missing)}"
+
+
+def _said(status: Object) -> str:
+    """What kubelet says of a container that doesn't run: why it waits, why it ended.
+
+    Between two attempts that is how long it waits; why the last attempt failed stands beside it.
+    """
+    state, last = status.get("state") or {}, status.get("lastState") or {}
+    found = state.get("waiting") or state.get("terminated") or {}
+    why = found.get("message", "")
+    if found.get("reason") == words.BACK_OFF:
+        why = (last.get("terminated") or {}).get("message") or why
+    return f"{found.get('reason', '')}: {why}" if why else ""
 
 
 def controller(pod: Object) -> Object | None:

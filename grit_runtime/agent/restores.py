@@ -26,7 +26,7 @@ class Seen:
     restore: Object
     checkpoint: Object | None
     pods: Sequence[Object]
-    """With its name in their label."""
+    """Those that were chosen for it (`of`)."""
     now: float
 
 
@@ -52,6 +52,17 @@ def chosen_for(restore: Object, now: float) -> float | None:
     return left if 0 < left <= LONGEST else None
 
 
+def of(restore: Object, there: Sequence[Object]) -> list[Object]:
+    """The pods that were chosen for a Restore: with its name in their label, and not for an older one of that name."""
+    name, since = restore["metadata"]["name"], str(restore["metadata"].get("creationTimestamp", ""))
+    return [
+        pod
+        for pod in there
+        if (pod["metadata"].get("labels") or {}).get(words.RESTORE_LABEL) == name
+        and str(pod["metadata"].get("creationTimestamp", "")) >= since
+    ]
+
+
 def _not_ready(reason: str, message: str) -> Condition:
     return Condition(type=words.READY, status=False, reason=reason, message=message)
 
@@ -63,6 +74,9 @@ def manage(seen: Seen) -> Step:
         return NOTHING
     if phase(restore) in (words.RESTORED, words.FAILED):
         return lifetime(restore, seen.now)
+    through = next((pod for pod in seen.pods if pods.has_succeeded(pod)), None)
+    if through is not None:
+        return _restored(seen, through, f"pod {through['metadata']['name']} has run to its end")
     pod = min(
         (pod for pod in seen.pods if not pods.ends(pod) and not pods.has_ended(pod)),
         key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")),
@@ -74,26 +88,33 @@ def manage(seen: Seen) -> Step:
 
 
 def _with_pod(seen: Seen, pod: Object) -> Step:
-    name, node = pod["metadata"]["name"], pod["spec"].get("nodeName", "")
-    status = {"targetPod": name, "nodeName": node}
-    if not (seen.restore.get("status") or {}).get("startTime"):
-        status["startTime"] = moment(seen.now)
+    node, status = pod["spec"].get("nodeName", ""), _of_pod(seen, pod)
     missing = pods.progress(pod)
+    # From here on the pod itself says that there is one; once it goes, the next one is chosen without a pause.
+    marked = (seen.restore["metadata"].get("annotations") or {}).get(words.POD_SELECTED)
+    do = (Do.RELEASE,) if marked else ()
     if not node:
-        return Step(
-            status={**status, "phase": words.PENDING}, conditions=(_not_ready("PodPending", missing),), after=_SOON
-        )
+        waits_for = _not_ready("PodPending", missing)
+        return Step(status={**status, "phase": words.PENDING}, conditions=(waits_for,), do=do, after=_SOON)
     if missing:
         lacks = condition(seen.restore, words.DATA)
         reason = "WaitingForData" if lacks.get("status") == "False" else "PodStarting"
-        return Step(status={**status, "phase": words.RESTORING}, conditions=(_not_ready(reason, missing),), after=_SOON)
-    message = f"the containers of pod {name} run"
+        waits_for = _not_ready(reason, missing)
+        return Step(status={**status, "phase": words.RESTORING}, conditions=(waits_for,), do=do, after=_SOON)
+    return _restored(seen, pod, f"the containers of pod {pod['metadata']['name']} run")
+
+
+def _of_pod(seen: Seen, pod: Object) -> dict[str, object]:
+    began = (seen.restore.get("status") or {}).get("startTime") or moment(seen.now)
+    return {"targetPod": pod["metadata"]["name"], "nodeName": pod["spec"].get("nodeName", ""), "startTime": began}
+
+
+def _restored(seen: Seen, pod: Object, message: str) -> Step:
     if not waits(seen.restore):
         message += f"; by onFailure: ColdStart, they may have started from scratch: condition {words.ORIGIN}"
     done = Condition(type=words.READY, status=True, reason="PodRuns", message=message)
-    return Step(
-        status={**status, "phase": words.RESTORED, "completionTime": moment(seen.now)}, conditions=(done,), after=0
-    )
+    status = {**_of_pod(seen, pod), "phase": words.RESTORED, "completionTime": moment(seen.now)}
+    return Step(status=status, conditions=(done,), after=0)
 
 
 def _without_pod(seen: Seen) -> Step:
@@ -117,7 +138,11 @@ def _without_pod(seen: Seen) -> Step:
         )
     if checkpoints.phase(checkpoint) not in words.COMPLETE:
         return Step(status=back, conditions=(_not_ready("CheckpointNotComplete", f"Checkpoint {name} isn't complete"),))
-    return Step(status=back, conditions=(_not_ready("WaitingForPod", "no pod has been chosen yet"),))
+    ended = next((pod for pod in seen.pods if pods.has_ended(pod) and pods.progress(pod)), None)
+    why = (
+        f"pod {ended['metadata']['name']} has ended: {pods.progress(ended)}" if ended else "no pod has been chosen yet"
+    )
+    return Step(status=back, conditions=(_not_ready("WaitingForPod", why),))
 
 
 def in_progress(restore: Object, now: float) -> bool:

@@ -6,6 +6,7 @@ come at once don't get the same one.
 """
 
 import base64
+import contextlib
 import json
 import ssl
 import time
@@ -18,10 +19,11 @@ from aiohttp import web
 from grit_runtime.agent import admission, words
 from grit_runtime.agent.admission import Answer
 from grit_runtime.agent.client import Api
-from grit_runtime.agent.errors import ApiError
+from grit_runtime.agent.errors import ApiError, ConflictError
 from grit_runtime.agent.model import Object, moment
 
 PATH = "/mutate-core-v1-pod"
+_ATTEMPTS = 4
 _MOST = 4 << 20  # bytes of a review; etcd takes objects of 1.5 MiB
 
 
@@ -65,14 +67,24 @@ class Webhook:
         )
 
     async def _decide(self, pod: Object, namespace: str, *, dry: bool) -> Answer:
+        """The answer. Raises ApiError: the API server can't be asked, or the Restore changes all the time."""
+        for _ in range(_ATTEMPTS):
+            # The manager writes the status of a new Restore while the pod is being created.
+            with contextlib.suppress(ConflictError):
+                return await self._decide_once(pod, namespace, dry=dry)
+        return await self._decide_once(pod, namespace, dry=dry)
+
+    async def _decide_once(self, pod: Object, namespace: str, *, dry: bool) -> Answer:
         found = await self.api.list(words.RESTORES, namespace)
         if not found:
             return Answer()
         known = {entry["metadata"]["name"]: entry for entry in await self.api.list(words.CHECKPOINTS, namespace)}
-        decided = admission.decide(pod, found, known, runtime_class=self.runtime_class, now=self.now())
+        # After the Restores: a pod that one of them has chosen is among these, or its choice is seen.
+        there = await self.api.list("pods", namespace, {words.RESTORE_LABEL: ""})
+        decided = admission.decide(pod, found, known, there, runtime_class=self.runtime_class, now=self.now())
         if decided.restore is not None and not dry:
             meta = decided.restore["metadata"]
-            # Raises ConflictError if another pod was quicker: this one is refused, and comes again.
+            # Raises ConflictError if it has changed: another pod was quicker, for one.
             mark = {"resourceVersion": meta["resourceVersion"], "annotations": {words.POD_SELECTED: moment(self.now())}}
             await self.api.patch(words.RESTORES, namespace, meta["name"], {"metadata": mark})
         return decided

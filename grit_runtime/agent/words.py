@@ -45,6 +45,9 @@ FINALIZER = "grit.dev/data"
 HOLD = "grit.dev/restores"
 """The manager's: the data stays while a Restore from it is in progress."""
 
+BACK_OFF = "CrashLoopBackOff"
+"""What kubelet says of a container between two attempts to start it."""
+
 # Conditions.
 READY = "Ready"
 STORED = "Stored"

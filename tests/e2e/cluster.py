@@ -1,8 +1,9 @@
-"""`make e2e-cluster KUBECONFIG=FILE`: a pod of two containers is captured, deleted and restored on a real cluster.
+"""`make e2e-cluster KUBECONFIG=FILE`: pods of two containers are captured, deleted and restored on a real cluster.
 
-Run as root on a node of the cluster on which grit-runtime is installed and registered as the handler `grit`
-(docs/kubernetes.md). The definitions come from this checkout, and the manager and the agent run as plain processes of
-it. Everything that is made is taken away again: a namespace of its own, a webhook for that namespace alone, the
+First a pod by a Restore, then one of a Deployment by `autoMigration`. Run as root on a node of the cluster on which
+grit-runtime is installed and registered as the handler `grit` (docs/kubernetes.md). The definitions come from this
+checkout, and the manager and the agent run as plain processes of it, with the example's roles and no other rights.
+Everything that is made is taken away again: two namespaces, roles, a webhook for one of these namespaces alone, the
 definitions and the RuntimeClass if they weren't there, the node's label.
 """
 
@@ -22,10 +23,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples/kubernetes"
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
 NAMES = ("front", "back")
+LABELS = {"app": "count"}
+ADDED = ("grit.dev/restore-name", "grit.dev/on-restore-failure")
 PORT = 18443
 Object = dict[str, Any]
 
@@ -81,7 +86,7 @@ def pod(namespace: str, name: str, image: str, node: str) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": {"app": "count", "grit.dev/restorable": "true"}},
+        "metadata": {"name": name, "namespace": namespace, "labels": {**LABELS, "grit.dev/restorable": "true"}},
         "spec": {
             "runtimeClassName": "grit",
             "containers": containers,
@@ -89,6 +94,35 @@ def pod(namespace: str, name: str, image: str, node: str) -> Object:
             "nodeSelector": {"kubernetes.io/hostname": node},
         },
     }
+
+
+def deployment(namespace: str, image: str, node: str) -> Object:
+    """A Deployment of one such pod."""
+    made, labels = pod(namespace, "", image, node), {"app": "moves"}
+    template = {"metadata": {"labels": {**made["metadata"]["labels"], **labels}}, "spec": made["spec"]}
+    spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "moves", "namespace": namespace},
+            "spec": spec}  # fmt: skip
+
+
+def identity(stack: ExitStack, system: str, folder: Path, part: str) -> dict[str, str]:
+    """The example's service account and role, by names of our own; the environment of a process that has no others."""
+    name, file = f"{system}-{part}", folder / f"{part}.kubeconfig"
+    subject = {"kind": "ServiceAccount", "name": name, "namespace": system}
+    found = {one["kind"]: one for one in yaml.safe_load_all((EXAMPLES / f"agent/{part}.yaml").read_text())}
+    account, role, binding = (found[kind] for kind in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding"))
+    account["metadata"].update(name=name, namespace=system)
+    role["metadata"]["name"] = binding["metadata"]["name"] = binding["roleRef"]["name"] = name
+    binding["subjects"] = [subject]
+    apply(account, role, binding)
+    stack.callback(kubectl, "delete", "clusterrole,clusterrolebinding", name)
+    config = json.loads(kubectl("config", "view", "--raw", "--flatten", "--minify", "-o", "json"))
+    token = kubectl("create", "token", name, "-n", system, "--duration=1h").strip()
+    config["users"] = [{"name": name, "user": {"token": token}}]
+    config["contexts"][0]["context"]["user"] = name
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(config))
+    return {**os.environ, "KUBECONFIG": str(file)}
 
 
 def certificate(folder: Path, address: str) -> str:
@@ -103,8 +137,6 @@ def certificate(folder: Path, address: str) -> str:
 
 def webhook(namespace: str, address: str, bundle: str) -> Object:
     """The example's, for the test's namespace alone, and with the process in place of the service."""
-    import yaml
-
     found = yaml.safe_load((EXAMPLES / "agent/webhook.yaml").read_text())
     found["metadata"]["name"] = namespace
     (one,) = found["webhooks"]
@@ -114,12 +146,12 @@ def webhook(namespace: str, address: str, bundle: str) -> Object:
 
 
 @contextmanager
-def agent(log: Path, *args: str) -> Iterator[None]:
+def agent(environment: dict[str, str], log: Path, *args: str) -> Iterator[None]:
     """A process of the agent."""
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "grit_runtime.agent", *args], cwd=ROOT, stdin=subprocess.DEVNULL,
-            stdout=stream, stderr=stream,
+            [sys.executable, "-m", "grit_runtime.agent", *args], cwd=ROOT, env=environment,
+            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
         )  # fmt: skip
         try:
             time.sleep(2)
@@ -150,11 +182,16 @@ def prepare(stack: ExitStack, options: argparse.Namespace, namespace: str, folde
     stack.callback(kubectl, "label", "node", options.node, "--overwrite", before)
     bundle = certificate(folder, address)
     manager = ["--tls-cert", f"{folder}/cert", "--tls-key", f"{folder}/key", "--webhook-port", str(PORT)]
-    stack.enter_context(agent(folder / "manager.log", "manager", *manager))
-    stack.enter_context(agent(folder / "node.log", "node", "--node", options.node, "--root", options.root,
-                              "--runtime", options.runtime))  # fmt: skip
+    # The accounts outlive the other namespace, whose end waits for what they have to remove.
+    system = f"{namespace}-system"
+    kubectl("create", "namespace", system)
+    stack.callback(kubectl, "delete", "namespace", system, "--wait=true", "--timeout=100s")
+    stack.enter_context(agent(identity(stack, system, folder, "manager"), folder / "manager.log", "manager", *manager))
+    stack.enter_context(agent(identity(stack, system, folder, "node"), folder / "node.log", "node", "--node",
+                              options.node, "--root", options.root, "--runtime", options.runtime))  # fmt: skip
     kubectl("create", "namespace", namespace)
     stack.callback(kubectl, "delete", "namespace", namespace, "--wait=true", "--timeout=100s")
+    until("its service account", lambda: get(namespace, "serviceaccount", "default") is not None)
     apply(webhook(namespace, address, bundle))
     stack.callback(kubectl, "delete", "mutatingwebhookconfiguration", namespace)
 
@@ -166,31 +203,58 @@ def run(options: argparse.Namespace, namespace: str) -> None:
     kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/old", "--timeout=120s")
     until("it counts", lambda: all(len(numbers(namespace, "old", name)) > 5 for name in NAMES))
     before = {name: numbers(namespace, "old", name)[-1] for name in NAMES}
-    meta = {"name": "one", "namespace": namespace}
-    head = {"apiVersion": "grit.dev/v1alpha1", "metadata": meta}
-    apply({**head, "kind": "Checkpoint", "spec": {"podName": "old", "leaveRunning": False}})
+    apply(_ours(namespace, "Checkpoint", "one", podName="old", leaveRunning=False))
     until("it is captured and gone", lambda: phase(namespace, "checkpoint.grit.dev", "one") == "Submitted")
-    selector = {"matchLabels": {"app": "count"}}
-    apply({**head, "kind": "Restore", "spec": {"checkpointName": "one", "selector": selector}})
+    apply(_ours(namespace, "Restore", "one", checkpointName="one", selector={"matchLabels": LABELS}))
     apply(pod(namespace, "new", options.image, hostname))
     annotations = (get(namespace, "pod", "new") or {})["metadata"].get("annotations") or {}
-    if annotations.get("grit.dev/restore-name") != "one":
+    if [annotations.get(key) for key in ADDED] != ["one", "fail"]:
         raise Failed(f"the webhook has not chosen the pod: {annotations}")
     until("it is restored", lambda: phase(namespace, "restore.grit.dev", "one") == "Restored")
     for name in NAMES:
-        goes_on(namespace, name, before[name])
-    kubectl("delete", "-n", namespace, "checkpoint.grit.dev/one", "--wait=true", "--timeout=60s")
+        goes_on(namespace, "new", name, before[name])
+    move(options, namespace, hostname)
+    kubectl("delete", "-n", namespace, "checkpoint.grit.dev/one", "checkpoint.grit.dev/two", "--timeout=60s")
     if (Path(options.root) / namespace).exists():
-        raise Failed(f"{options.root}/{namespace} is still there, though the Checkpoint is gone")
+        raise Failed(f"{options.root}/{namespace} is still there, though the Checkpoints are gone")
 
 
-def goes_on(namespace: str, name: str, before: int) -> None:
-    """The new container's log is the old one's, without a gap, and goes on."""
-    until(f"{name} goes on", lambda: numbers(namespace, "new", name)[-1:] > [before + 10])
-    found = numbers(namespace, "new", name)
+def move(options: argparse.Namespace, namespace: str, hostname: str) -> None:
+    """A Deployment's pod counts, and the one that replaces it goes on."""
+    apply(deployment(namespace, options.image, hostname))
+    kubectl("wait", "-n", namespace, "--for=condition=Available", "deployment/moves", "--timeout=120s")
+    (old,) = _pods(namespace)
+    until("it counts", lambda: all(len(numbers(namespace, old, name)) > 5 for name in NAMES))
+    before = {name: numbers(namespace, old, name)[-1] for name in NAMES}
+    apply(_ours(namespace, "Checkpoint", "two", podName=old, autoMigration=True))
+    until("it is captured and gone", lambda: phase(namespace, "checkpoint.grit.dev", "two") == "Submitted")
+    until("the next is restored", lambda: phase(namespace, "restore.grit.dev", "two") == "Restored")
+    (new,) = _pods(namespace)
+    if new == old:
+        raise Failed(f"pod {old} was not replaced")
+    for name in NAMES:
+        goes_on(namespace, new, name, before[name])
+
+
+def _ours(namespace: str, kind: str, name: str, **spec: Any) -> Object:
+    meta = {"name": name, "namespace": namespace}
+    return {"apiVersion": "grit.dev/v1alpha1", "kind": kind, "metadata": meta, "spec": spec}
+
+
+def _pods(namespace: str) -> list[str]:
+    """The names of the Deployment's pods."""
+    return kubectl(
+        "get", "pods", "-n", namespace, "-l", "app=moves", "-o", "jsonpath={.items[*].metadata.name}"
+    ).split()
+
+
+def goes_on(namespace: str, pod: str, name: str, before: int) -> None:
+    """A container's log is the old one's, without a gap, and goes on."""
+    until(f"{name} goes on", lambda: numbers(namespace, pod, name)[-1:] > [before + 10])
+    found = numbers(namespace, pod, name)
     if found != list(range(1, len(found) + 1)):
         raise Failed(f"{name} has not gone on where it was: {found[:5]} ... {found[-5:]}")
-    print(f"{name}: had counted to {before} before the checkpoint, and has to {found[-1]} since")
+    print(f"pod {pod}, {name}: had counted to {before} before the checkpoint, and has to {found[-1]} since")
 
 
 def main() -> int:
@@ -207,8 +271,8 @@ def main() -> int:
         )
         return 1
     namespace, folder = f"grit-e2e-{secrets.token_hex(3)}", Path(tempfile.mkdtemp(prefix="grit-e2e-"))
-    print(kubectl("version", "-o", "yaml"))
     try:
+        print(kubectl("version", "-o", "yaml"))
         with ExitStack() as stack:
             prepare(stack, options, namespace, folder)
             run(options, namespace)
@@ -216,7 +280,9 @@ def main() -> int:
         print(f"FAILED: {err}\nthe agent's logs are in {folder}")
         return 1
     shutil.rmtree(folder)
-    print("a pod of two containers was captured, deleted, and has gone on as another")
+    print(
+        "pods of two containers were captured, deleted, and have gone on as others: by a Restore, and by autoMigration"
+    )
     return 0
 
 

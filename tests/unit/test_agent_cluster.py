@@ -170,9 +170,11 @@ def test_a_pod_migrates_to_another_node(tmp_path: Path) -> None:
         assert (new["spec"]["nodeSelector"], new["spec"]["runtimeClassName"]) == ({"grit.dev/restore": "true"}, "grit")
         assert "affinity" not in new["spec"]
         second = await admitted(made, objects.pod("web-2", "front", "back"))
-        assert "annotations" not in second["metadata"]  # the Restore is taken
+        assert "it has just chosen a pod that isn't there yet" in second["status"]["message"]
 
         await made.server.put("pods", new)
+        second = await admitted(made, objects.pod("web-2", "front", "back"))
+        assert "annotations" not in second["metadata"]  # the Restore is taken
         await made.until(lambda: made.phase(RT, "one") == "Pending")
         starting = objects.pod("web-1", "front", "back", node="n2", running=False)
         await made.server.put("pods", {**new, "spec": {**new["spec"], "nodeName": "n2"}, "status": starting["status"]})
@@ -226,6 +228,26 @@ def test_containers_run_on_if_their_pod_is_not_deleted_in_time(tmp_path: Path) -
         assert made.phase(CP, "one") == "Submitting"
 
     _run(tmp_path, do, "manager")
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_nothing_runs_after_its_checkpoint_though_the_api_server_is_restarted(tmp_path: Path, status: int) -> None:
+    """One that starts forbids everything until it has read the roles (kube-apiserver 1.36)."""
+
+    async def do(made: Cluster) -> None:
+        fault = made.root("n1") / "fault"
+        fault.write_text("hang")
+        await made.server.put("pods", objects.pod())
+        await made.server.put(CP, objects.checkpoint(leaveRunning=False))
+        await made.until(made.calls)
+        away = [Fault(".* .*/one/status", status, times=8), Fault("GET .*/pods/web-0", status, times=8)]
+        made.server.faults.extend(away)
+        fault.unlink()
+        await made.until(lambda: made.calls()[-1:] == ["answer stop"])
+        assert [one.times for one in away] == [0, 0]
+        assert "deletionTimestamp" in (made.server.find("pods", "web-0") or {})["metadata"]
+
+    _run(tmp_path, do, "manager", "n1")
 
 
 @pytest.mark.parametrize("what", ["no such volume", "damaged", "changed"])
@@ -332,7 +354,24 @@ def test_two_pods_that_come_at_once_do_not_get_one_restore(tmp_path: Path) -> No
         chosen = [one for one in answers if "annotations" in one.get("metadata", {})]
         assert len(chosen) == 1
         for other in (one for one in answers if one is not chosen[0]):
-            assert "metadata" in other or "modified" in other["status"]["message"]
+            assert "it has just chosen a pod" in other["status"]["message"]  # none starts from scratch
+
+    _run(tmp_path, do, "manager", "n1")
+
+
+def test_a_restore_that_changes_meanwhile_is_asked_again(tmp_path: Path) -> None:
+    async def do(made: Cluster) -> None:
+        await made.server.put("pods", objects.pod())
+        await made.server.put(CP, objects.checkpoint())
+        await made.until(lambda: _captured(made))
+        await made.server.put(RT, objects.restore())
+        made.server.faults.append(Fault("PATCH .*/restores/back$", 409, times=4))
+        assert (await admitted(made, objects.pod("web-1")))["metadata"]["annotations"]["grit.dev/restore-name"] == "one"
+        await made.until(lambda: made.phase(RT, "back") == "Created")
+        made.server.faults.append(Fault("PATCH .*/restores/back$", 409, times=5))
+        await made.server.remove(RT, "back")
+        await made.server.put(RT, objects.restore())
+        assert (await admitted(made, objects.pod("web-2")))["allowed"] is False
 
     _run(tmp_path, do, "manager", "n1")
 

@@ -124,6 +124,7 @@ def test_data_is_waited_for_only_where_somebody_can_remove_it(status: Object, th
     found = _with(stored(checkpoint(), words.FAILED, **status), deletionTimestamp="now", finalizers=["grit.dev/data"])
     step = _manage(found, None, node_there=there)
     assert step.do == ((Do.DROP_FINALIZER,) if dropped else ())
+    assert bool(step.after) is not dropped  # nobody tells the manager that a node goes
 
 
 def test_the_data_stays_while_a_restore_from_it_is_in_progress() -> None:
@@ -148,6 +149,7 @@ def test_a_restore_is_in_progress_from_the_choice_of_its_pod_on(phase: str, chos
 
 
 def test_a_capture_on_a_node_that_is_gone_has_failed() -> None:
+    assert _manage(stored(checkpoint(), words.CHECKPOINTING, nodeName="n1"), None).after
     step = _manage(stored(checkpoint(), words.CHECKPOINTING, nodeName="n1"), None, node_there=False)
     assert (step.status["phase"], _why(step)) == ("Failed", "NodeGone")
 
@@ -225,12 +227,50 @@ def test_a_restore_follows_its_pod(there: Object, phase: str, reason: str) -> No
     assert (step.status["phase"], _why(step), step.status["targetPod"]) == (phase, reason, "web-0")
 
 
-def test_what_kubelet_says_of_a_pod_is_said_of_its_restore() -> None:
+FAILED_START = {"terminated": {"reason": "StartError", "exitCode": 128, "message": "no such checkpoint: ..."}}
+
+
+@pytest.mark.parametrize(
+    ("state", "last", "said"),
+    [
+        ({"waiting": {"reason": "RunContainerError", "message": "no such ..."}}, {}, "RunContainerError: no such ..."),
+        # As kubelet 1.36 reports it between two attempts.
+        (
+            {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s restarting failed container=app"}},
+            FAILED_START,
+            "CrashLoopBackOff: no such checkpoint: ...",
+        ),
+        (
+            {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s ..."}},
+            {"terminated": {"reason": "Error", "exitCode": 1}},
+            "CrashLoopBackOff: back-off 20s ...",
+        ),
+    ],
+)
+def test_what_kubelet_says_of_a_pod_is_said_of_its_restore(state: Object, last: Object, said: str) -> None:
     there = pod(running=False)
-    waiting = {"waiting": {"reason": "CreateContainerError", "message": "no such checkpoint: annotation ..."}}
-    there["status"]["containerStatuses"][0]["state"] = waiting
+    there["status"]["containerStatuses"][0].update(state=state, lastState=last)
     step = _restored(stored(restore()), there, known=DONE)
-    assert step.conditions[0].message == "container app: CreateContainerError: no such checkpoint: annotation ..."
+    assert step.conditions[0].message == f"container app: {said}"
+
+
+def test_why_a_pod_failed_that_is_started_once_is_said() -> None:
+    there = {**pod(), "status": {"phase": "Failed", "containerStatuses": [{"name": "app", "state": FAILED_START}]}}
+    step = _restored(stored(restore(), words.RESTORING, targetPod="web-0"), there, known=DONE)
+    assert (step.status["phase"], _why(step)) == ("Created", "WaitingForPod")
+    assert step.conditions[0].message == "pod web-0 has ended: container app: StartError: no such checkpoint: ..."
+
+
+def test_a_pod_that_has_run_to_its_end_was_restored() -> None:
+    step = _restored(stored(restore(), words.RESTORING), {**pod(), "status": {"phase": "Succeeded"}}, known=DONE)
+    assert (step.status["phase"], step.status["targetPod"]) == ("Restored", "web-0")
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_choice_is_forgotten_once_its_pod_is_there(running: bool) -> None:
+    found = _with(stored(restore()), annotations={words.POD_SELECTED: moment(NOW - 1)})
+    step = _restored(found, pod(running=running), known=DONE)
+    assert step.do == (() if running else (Do.RELEASE,))  # a Restored one means no pod any more
 
 
 @pytest.mark.parametrize("gone", [(), (pod(deletionTimestamp="now"),), ({**pod(), "status": {"phase": "Failed"}},)])
@@ -276,9 +316,15 @@ def test_what_the_agent_of_the_new_node_does(
 # --- the webhook ----------------------------------------------------------------------------------------------------
 
 
-def _decided(there: Object, found: Object, known: Object | None) -> admission.Answer:
+def _decided(asked: Object, found: Object, known: Object | None, *there: Object) -> admission.Answer:
     by_name = {known["metadata"]["name"]: known} if known else {}
-    return admission.decide(there, [stored(found)], by_name, runtime_class="grit", now=NOW)
+    return admission.decide(asked, [stored(found)], by_name, there, runtime_class="grit", now=NOW)
+
+
+def _chosen(name: str = "web-1", **more: Any) -> Object:
+    made = pod(name, **more)
+    made["metadata"]["labels"][words.RESTORE_LABEL] = "back"
+    return made
 
 
 WAIT, COLD = restore(), restore(onFailure="ColdStart")
@@ -323,16 +369,61 @@ def test_a_pod_that_no_restore_means_is_left_alone(metadata: Object) -> None:
     assert _decided(pod(**metadata), WAIT, DONE) == admission.Answer()
 
 
-def test_a_restore_means_one_pod() -> None:
-    for taken in (
-        _with(WAIT, annotations={words.POD_SELECTED: moment(NOW - 1)}),
-        stored(WAIT, words.RESTORED),
-        stored(WAIT, words.PENDING),
-        _with(WAIT, deletionTimestamp="now"),
-    ):
-        assert _decided(pod(), taken, DONE).restore is None
-    # One that was chosen and never came is no reason.
-    assert _decided(pod(), _with(WAIT, annotations={words.POD_SELECTED: moment(NOW - 99)}), DONE).restore is not None
+CHOSEN = _with(stored(WAIT), annotations={words.POD_SELECTED: moment(NOW - 1)})
+
+
+@pytest.mark.parametrize(
+    ("found", "there"),
+    [
+        (CHOSEN, _chosen()),
+        (stored(WAIT, words.RESTORING), _chosen(running=False)),
+        (stored(WAIT, words.RESTORED), _chosen(deletionTimestamp="now")),
+        (stored(WAIT, words.RESTORED), pod()),
+        (_with(WAIT, deletionTimestamp="now"), pod()),
+    ],
+)
+def test_a_restore_means_one_pod(found: Object, there: Object) -> None:
+    assert _decided(pod(), found, DONE, there) == admission.Answer()
+
+
+@pytest.mark.parametrize("phase", ["", words.CREATED])
+def test_nobody_starts_from_scratch_while_the_chosen_pod_may_still_come(phase: str) -> None:
+    found = {**CHOSEN, "status": {"phase": phase}} if phase else CHOSEN
+    answer = _decided(pod(), found, DONE)
+    assert (answer.allowed, answer.message) == (False, "Restore back: it has just chosen a pod that isn't there yet")
+    assert _decided(pod(), found, OTHER).allowed  # another program, which the Restore doesn't mean
+
+
+@pytest.mark.parametrize(
+    ("found", "gone"),
+    [
+        (_with(stored(WAIT), annotations={words.POD_SELECTED: moment(NOW - 99)}), pod()),  # never came
+        (stored(WAIT, words.CREATED), {**_chosen(), "status": {"phase": "Failed"}}),
+        # The owner makes another one before the manager has seen that the first is gone.
+        (stored(WAIT, words.RESTORING), _chosen(deletionTimestamp="now")),
+        (stored(WAIT, words.PENDING), pod()),
+        # Chosen for another Restore that had this name.
+        (_with(stored(WAIT), creationTimestamp=moment(NOW)), _chosen(creationTimestamp=moment(NOW - 1))),
+    ],
+)  # fmt: skip
+def test_the_next_pod_is_chosen_once_the_first_is_gone(found: Object, gone: Object) -> None:
+    assert _decided(pod(), found, DONE, gone).restore is not None
+
+
+@pytest.mark.parametrize(
+    ("policy", "claim", "warned"), [("Never", True, True), ("Never", False, False), ("Always", True, False)]
+)
+def test_a_pod_that_is_started_once_is_told_that_it_does_not_wait_on_its_node(
+    policy: str, claim: bool, warned: bool
+) -> None:
+    spec = {"volumeClaim": {"claimName": "c"}} if claim else {}
+    asked = pod()
+    asked["spec"]["restartPolicy"] = policy
+    known = stored(checkpoint(**spec), words.CHECKPOINTED, nodeName="n1", podSpecHash=pods.spec_hash(asked["spec"]))
+    answer = _decided(asked, WAIT, known)
+    assert answer.restore is not None
+    assert bool(answer.warnings) is warned
+    assert all(len(text) <= 256 for text in answer.warnings)
 
 
 @pytest.mark.parametrize(
