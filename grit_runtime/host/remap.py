@@ -56,7 +56,7 @@ def map_file(pid: int, fd: int, pieces: Sequence[Piece]) -> Mapped:
     left, and where nothing was it is zeros, in huge pages if the node has any.
 
     Raises:
-        OSError: it can't be done. Some pieces may be mapped, and the others are as they were.
+        OSError: it can't be done, and none of it is mapped: the memory that was to be is empty.
     """
     parts = [each for piece in pieces for each in _without_holes(fd, piece)]
     if not 0 < len(parts) <= _MOST:
@@ -65,8 +65,15 @@ def map_file(pid: int, fd: int, pieces: Sequence[Piece]) -> Mapped:
         for piece in pieces:
             with contextlib.suppress(InjectError):  # a kernel without huge pages
                 call(_MADVISE, piece.address, piece.size, _HUGEPAGE)
-        for each in parts:
-            call(_MMAP, each.address, each.size, _READ | _WRITE, _PRIVATE | _FIXED, theirs, each.offset)
+        done: list[Piece] = []
+        try:
+            for each in parts:
+                call(_MMAP, each.address, each.size, _READ | _WRITE, _PRIVATE | _FIXED, theirs, each.offset)
+                done.append(each)
+        except InjectError:
+            for each in done:
+                _empty(call, each.address, each.size)
+            raise
     first = parts[0].address
     (file,) = {file for start, end, _, file in _maps(pid) if start <= first < end}
     return Mapped(pid, file)
@@ -105,11 +112,16 @@ def make_own(mapped: Mapped) -> int:
             for address in range(start, end, _PIECE):
                 size = min(_PIECE, end - address)
                 vm.read(pid, [(address, size)], buffer.address)
-                call(_MMAP, address, size, _READ | _WRITE, _PRIVATE | _FIXED | _ANONYMOUS, _NOBODY, 0)
+                _empty(call, address, size)
                 vm.write(pid, [(address, size)], buffer.address)
                 if protection != _READ | _WRITE:
                     call(_MPROTECT, address, size, protection)
     return sum(end - start for start, end, _ in ranges)
+
+
+def _empty(call: Call, address: int, size: int) -> None:
+    """Have memory of the process' own there, which is zeros."""
+    call(_MMAP, address, size, _READ | _WRITE, _PRIVATE | _FIXED | _ANONYMOUS, _NOBODY, 0)
 
 
 def _maps(pid: int) -> Iterator[tuple[int, int, int, tuple[str, str]]]:

@@ -269,6 +269,13 @@ class TestMapping:
         for at in (0, (5 << 20) + 1, SIZE - 1):
             assert holder.do("read", at) == before[4096 + at]
 
+    def test_all_of_it_or_nothing(self, holder: Holder, image: Path) -> None:
+        with pytest.raises(inject.InjectError, match="Invalid argument"):
+            _map(holder, image, Piece(holder.address, 4 << 20, 0), Piece(holder.address + (8 << 20) + 1, 4096, 4096))
+        assert str(image) not in Path(f"/proc/{holder.pid}/maps").read_text()
+        assert holder.do("read", 0) == 0
+        assert holder.do("write", 0, 7) == 7
+
     def test_a_process_without_descriptors_to_spare_stays_as_it_is(self, holder: Holder, image: Path) -> None:
         import resource
 
