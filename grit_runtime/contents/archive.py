@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from grit_runtime.errors import CaptureError
+from grit_runtime.host import extents
 
 BLOCK = 512
 CHUNK = 1 << 20
@@ -154,23 +155,8 @@ class Writer:
 
 
 def segments(fd: int, size: int) -> list[tuple[int, int]]:
-    """The parts of a file that hold data (lseek(2), SEEK_DATA), as offset and length."""
-    found: list[tuple[int, int]] = []
-    position = 0
-    while position < size:
-        try:
-            begin = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as err:
-            if err.errno == errno.ENXIO:  # no data up to the end
-                break
-            if err.errno == errno.EINVAL:
-                return [(0, size)]
-            raise
-        if begin >= size:
-            break
-        position = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
-        found.append((begin, position - begin))
-    return found
+    """The parts of a file that hold data, as offset and length."""
+    return [(begin, end - begin) for begin, end in extents.data(fd, 0, size)]
 
 
 def copy(source: int, target: int, offset: int, length: int, *, at: int | None = None) -> None:

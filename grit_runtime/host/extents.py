@@ -50,7 +50,10 @@ def data(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         except OSError as err:
             if err.errno == errno.ENXIO:  # a hole up to its end
                 return
-            raise
+            if err.errno != errno.EINVAL:
+                raise
+            yield start, end
+            return
         if begin >= end:
             return
         start = min(os.lseek(fd, begin, os.SEEK_HOLE), end)
