@@ -74,8 +74,8 @@ def staging(path: str, identity: str) -> Iterator[Staging]:
             made.note(identity)
         try:
             yield made
-        except BaseException as err:
-            if isinstance(err, CheckpointError) or (isinstance(err, OSError) and err.errno in _NO_ROOM):
+        except (CheckpointError, OSError) as err:
+            if isinstance(err, CheckpointError) or err.errno in _NO_ROOM:
                 files.remove_tree(path)
             raise
         files.remove_tree(path)

@@ -100,14 +100,7 @@ def _suspend(
     _refuse_devices(context, [pid for pid in found if pid not in threads])
     if not threads:
         return Suspended(section={}) if paused else None
-    initial = processes.settled(api, list(threads), timeout=asked.timeout)
-    failed = [pid for pid, each in initial.items() if each is State.FAILED]
-    if failed:
-        raise _failed(context, f"{_named(failed)}: its CUDA state is failed: an earlier checkpoint of it went wrong")
-    if node and node.branch < _IPC and len(threads) > 1:
-        _refuse_ipc(context, node, list(threads))
-    if node and context.config.cuda.multi_gpu == names.CUDA_MULTI_GPU_REFUSE:
-        _refuse_multi_gpu(context, node, list(threads))
+    initial = _states(context, api, node, threads)
     section = _section(api, node, threads, initial, cudaplan.granted(bundle, node) if node else [])
     _require_memory(context, state.pid, node, threads)
     effect = CudaSuspended(
@@ -135,6 +128,19 @@ def _suspend(
         context.record.end(switched)
     context.record.took({f"cuda {step}": each for step, each in seconds.items()})
     return Suspended(section={**section, "seconds": seconds}, seconds=seconds)
+
+
+def _states(context: Context, api: cuda.Api, node: Node | None, threads: dict[int, int]) -> dict[int, State]:
+    """What CUDA state each process is in. Raises CaptureError: one of them could not be brought back."""
+    initial = processes.settled(api, list(threads), timeout=context.config.timeouts.command)
+    failed = [pid for pid, each in initial.items() if each is State.FAILED]
+    if failed:
+        raise _failed(context, f"{_named(failed)}: its CUDA state is failed: an earlier checkpoint of it went wrong")
+    if node and node.branch < _IPC and len(threads) > 1:
+        _refuse_ipc(context, node, list(threads))
+    if node and context.config.cuda.multi_gpu == names.CUDA_MULTI_GPU_REFUSE:
+        _refuse_multi_gpu(context, node, list(threads))
+    return initial
 
 
 def require_none_new(context: Context, pids: list[int]) -> None:

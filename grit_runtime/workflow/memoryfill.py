@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from grit_runtime.criu.memory import fill as filling
@@ -15,13 +16,22 @@ from grit_runtime.workflow.context import Context
 from grit_runtime.workflow.memoryplan import Prepared, pages_name
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class There:
+    """Memory of a process that needs no filling, for it is mapped from the pages image."""
+
+    runs: tuple[Run, ...] = ()
+    fd: int = -1
+    """The image: this very file is what is compared, whatever its name leads to by then."""
+
+
 def fill(
     context: Context,
     prepared: Prepared,
     pids: Sequence[int],
     *,
     in_huge_pages: Collection[int] = (),
-    mapped: Mapping[int, Sequence[Run]] = MappingProxyType({}),
+    mapped: Mapping[int, There] = MappingProxyType({}),
 ) -> None:
     """Fill what CRIU has left out.
 
@@ -67,7 +77,7 @@ def images(
     prepared: Prepared,
     pids: Sequence[int],
     ways: Mapping[int, Userfault | None],
-    mapped: Mapping[int, Sequence[Run]],
+    mapped: Mapping[int, There],
 ) -> list[filling.Image]:
     """The pages images, with what of them goes where.
 
@@ -81,16 +91,17 @@ def images(
             raise RestoreError(f"cannot restore container {context.container}: its process {number} is gone")
         pid, userfault, name = inner[number], ways.get(number), pages_name(pagemap)
         memory = filling.ByWriting(pid) if userfault is None else filling.ByUserfault(pid, userfault)
-        there = mapped.get(pid, ())
-        missing = outside(split.runs, [(run.address, run.end) for run in there])
+        there = mapped.get(pid, There())
+        missing = outside(split.runs, [(run.address, run.end) for run in there.runs])
         runs: list[tuple[Run, filling.Memory]] = [(run, memory) for run in missing]
-        runs += [(run, filling.ByMapping(pid)) for run in there]
+        runs += [(run, filling.ByMapping(pid)) for run in there.runs]
         found.append(
             filling.Image(
                 path=os.path.join(prepared.path, name),
                 size=pagemap.size,
                 runs=tuple(sorted(runs, key=lambda each: each[0].offset)),
                 checksums=prepared.checksums.get(name),
+                fd=there.fd,
             )
         )
     return found

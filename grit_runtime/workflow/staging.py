@@ -29,11 +29,16 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Mapped:
-    """What is mapped: by host pid, which runs of the images, and where to look for them."""
+    """What is mapped: by host pid, which runs of the images, and where to look for them. To be closed."""
 
     def __init__(self) -> None:
-        self.runs: dict[int, tuple[Run, ...]] = {}
+        self.there: dict[int, memoryfill.There] = {}
         self.files: dict[int, remap.Mapped] = {}
+
+    def close(self) -> None:
+        """Close the images."""
+        for there in self.there.values():
+            os.close(there.fd)
 
 
 @contextlib.contextmanager
@@ -78,26 +83,28 @@ def map_images(context: Context, prepared: Prepared, pids: Sequence[int], stagin
             continue
         pid = inner[number]
         try:
-            made.files[pid] = _map(pid, os.path.join(prepared.path, pages_name(pagemap)), runs)
-            made.runs[pid] = runs
+            fd, made.files[pid] = _map(pid, os.path.join(prepared.path, pages_name(pagemap)), runs)
+            made.there[pid] = memoryfill.There(runs=runs, fd=fd)
         except OSError as err:
             context.log.line(
                 "info", f"container {context.container}: staging memory of process {pid} is filled, not mapped: {err}"
             )
             if proc.state(pid) != "T":
+                made.close()
                 raise memoryfill.not_stopped(context, pid, err) from None
     return made
 
 
-def _map(pid: int, path: str, runs: Sequence[Run]) -> remap.Mapped:
+def _map(pid: int, path: str, runs: Sequence[Run]) -> tuple[int, remap.Mapped]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
         if found.st_uid or found.st_mode & _OTHERS_WRITE:
             raise PermissionError(f"others than root may write {path}")
-        return remap.map_file(pid, fd, [remap.Piece(run.address, run.size, run.offset) for run in runs])
-    finally:
+        return fd, remap.map_file(pid, fd, [remap.Piece(run.address, run.size, run.offset) for run in runs])
+    except BaseException:
         os.close(fd)
+        raise
 
 
 @contextlib.contextmanager
@@ -111,7 +118,7 @@ def compared(context: Context, prepared: Prepared, pids: Sequence[int], mapped: 
     if not mapped.files:
         yield lambda: None
         return
-    images = memoryfill.images(context, prepared, pids, {}, mapped.runs)
+    images = memoryfill.images(context, prepared, pids, {}, mapped.there)
     workers, timeout = pool.workers(context.config.memory.workers), context.config.timeouts.restore
     span = context.record.begin("images compared")
 
@@ -127,7 +134,7 @@ def compared(context: Context, prepared: Prepared, pids: Sequence[int], mapped: 
                 return
             done = True
             context.record.end(span, (result or compare)())
-            size = sum(run.size for runs in mapped.runs.values() for run in runs)
+            size = sum(run.size for there in mapped.there.values() for run in there.runs)
             context.log.line(
                 "info",
                 f"container {context.container}: {size >> 20} MiB of staging memory were mapped from the images",

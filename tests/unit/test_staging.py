@@ -1,6 +1,7 @@
 """Where staging memory may be mapped from the images, and which chunks are compared meanwhile."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from grit_runtime.criu.memory.split import Split
 from grit_runtime.criu.pagemap import PRESENT, Pagemap, Run
 from grit_runtime.errors import CheckpointError
 from grit_runtime.host import digest, inject, proc, remap
-from grit_runtime.workflow import staging
+from grit_runtime.workflow import memoryfill, staging
 from grit_runtime.workflow.memoryplan import Prepared
 
 SIZE = 32 << 20
@@ -109,7 +110,26 @@ def case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Case:
 def test_it_is_mapped_by_its_place_in_the_image(case: Case) -> None:
     made = case.map((BASE + (1 << 20), BASE + (20 << 20)))
     assert case.mapped == [(1007, [remap.Piece(BASE + (1 << 20), 19 << 20, 1 << 20)])]
-    assert made.runs == {1007: (Run(BASE + (1 << 20), 1 << 20, 19 << 20),)}
+    assert made.there[1007].runs == (Run(BASE + (1 << 20), 1 << 20, 19 << 20),)
+    made.close()
+
+
+def test_what_is_compared_is_the_file_that_is_mapped(case: Case) -> None:
+    """Whoever may write the directory could have its name lead to another one by then."""
+    path = os.path.join(case.prepared.path, "pages-1.img")
+    made = case.map((BASE, BASE + SIZE))
+    os.rename(path, f"{path}.mapped")
+    Path(path).write_bytes(b"!" * SIZE)
+    (image,) = memoryfill.images(case.context, case.prepared, [1007], {}, made.there)
+    fd = os.open(f"{path}.mapped", os.O_RDONLY)
+    image = replace(image, checksums=tuple(digest.of_chunk(fd, start, end) for start, end in digest.chunks(SIZE)))
+    os.close(fd)
+    assert fill.compare([image], 1) == 0  # zeros aren't counted
+    with pytest.raises(CheckpointError, match="another checksum"):
+        fill.compare([replace(image, fd=-1)], 1)
+    made.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        fill.compare([image], 1)
 
 
 def test_not_where_a_signature_is_required(case: Case) -> None:

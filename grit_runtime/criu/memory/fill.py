@@ -80,6 +80,8 @@ class Image:
     """In the order of their offsets."""
     checksums: tuple[str, ...] | None
     """Of its chunks; None if nobody recorded them: what is in no run isn't read then."""
+    fd: int = -1
+    """The file, where it is open already and no other may be read; the caller's to close."""
 
 
 def fill(images: Sequence[Image], workers: int, *, timeout: float = pool.LONGEST) -> int:
@@ -104,7 +106,7 @@ def compare(images: Sequence[Image], workers: int, *, timeout: float = pool.LONG
 
 
 def _each(images: Sequence[Image], workers: int, timeout: float, *, there: bool) -> int:
-    opened = [(image, os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)) for image in images]
+    opened = [(image, _open(image)) for image in images]
     try:
         jobs = []
         for image, fd in opened:
@@ -122,6 +124,10 @@ def _each(images: Sequence[Image], workers: int, timeout: float, *, there: bool)
     finally:
         for _, fd in opened:
             os.close(fd)
+
+
+def _open(image: Image) -> int:
+    return os.dup(image.fd) if image.fd >= 0 else os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 @functools.cache
