@@ -8,8 +8,8 @@ taken is told: a restore makes use of it.
 
 The thread belongs to the tracer, a process of ours; if that dies, the kernel lets the thread go on: with memory that is
 made as it is touched. So nothing depends on us, and a thread that can't be followed isn't. (The tracer's workers die
-with it, within microseconds; the driver first writes to its memory some 10 ms after it has it.) Each system call of a
-followed thread takes some 50 microseconds longer: so it is let go soon after what it was followed for.
+with it; the driver makes hundreds of system calls, for 26 ms under strace, before it first writes to its memory.) Each
+system call of a followed thread takes longer: so it is let go soon after what it was followed for.
 """
 
 import array
@@ -47,7 +47,7 @@ _READY = 5.0  # seconds
 _STOPPING = 2.0
 _ENDING = 60.0
 _MOST_AT_ONCE = 1024
-_MOST_STOPS = 20_000  # of a thread, two for a system call; it took memory after 60, of 1300 in all (driver 580)
+_MOST_STOPS = 20_000  # of a thread, two for a system call; the driver took memory after some 30 calls (580)
 _MOST_STOPS_AFTER = 2_000
 _JOB = 64 << 20  # bytes
 _STRETCH = 1024 * vm.PAGE  # of one call: IOV_MAX pages

@@ -1,9 +1,9 @@
 """The CUDA driver's staging memory, through which device memory goes (docs/gpu.md).
 
 At a checkpoint the driver takes it at once, and it is made by all workers (host/follow.py). At a restore the driver
-reads it once, in order, and gives it back: so it is mapped from the pages image instead of being filled, and the driver
-begins at once. The image is compared meanwhile, and nothing of the container runs before that is done and nothing of
-the image is left in it.
+only reads it, in user mode, and gives it back: so it is mapped from the pages image instead of being filled, and the
+driver begins at once. The image is compared meanwhile, and nothing of the container runs before that is done and
+nothing of the image is left in it.
 """
 
 import contextlib
