@@ -112,6 +112,7 @@ class Memory:
     transport: str = names.MEMORY_AUTO
     workers: int = 0
     direct_io: str = names.DIRECT_AUTO
+    fill: str = names.FILL_BEFORE
 
 
 # What NVIDIA's legacy hook binds from the host (libnvidia-container, src/nvc_mount.c): files read-only.

@@ -89,6 +89,8 @@ MEMORY_PARALLEL = "parallel"
 MEMORY_CRIU = "criu"
 DIRECT_AUTO = "auto"
 DIRECT_NEVER = "never"
+FILL_BEFORE = "before"
+FILL_BEHIND = "behind"
 
 # The configuration's words for who gives a container the devices that it asks for.
 DEVICES_AUTO = "auto"

@@ -119,6 +119,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "docker-registry": lambda: None if DOCKER_REGISTRY.exists() else "no docker-registry: `make deps`",
     "skopeo": _program("skopeo"),
     "busybox": _program("busybox"),
+    "userfaultfd": lambda: None if os.path.exists("/dev/userfaultfd") else "no /dev/userfaultfd (Linux 6.1)",
     "runtime": lambda: None if RUNTIME.exists() else f"{RUNTIME} is not built: `make build`",
     "inet-dump": _inet_dump,
     "cri": lambda: None if (CRI_STUBS / "api_pb2_grpc.py").exists() else "no CRI stubs: `make deps`",

@@ -19,6 +19,8 @@ class Kernel:
     """/proc/PID/map_files and ns_last_pid are there (CONFIG_CHECKPOINT_RESTORE)."""
     userfaultfd: str
     """Why we can't have a userfaultfd; empty if we can."""
+    fault_device: bool
+    """/dev/userfaultfd is there, by which one sees the kernel's own faults, too."""
     ptrace_scope: int | None
     """Yama's setting; None without Yama."""
     huge_pages: str

@@ -8,7 +8,7 @@ from grit_runtime.config import Config
 from grit_runtime.criu import messages
 from grit_runtime.doctor.facts import Criu, Kernel, Program
 from grit_runtime.errors import GritError
-from grit_runtime.host import cgroups, files, hugepages, inject, run
+from grit_runtime.host import cgroups, faults, files, hugepages, inject, run
 from grit_runtime.workflow import register
 
 _QUICK = 30.0  # seconds
@@ -28,6 +28,7 @@ def kernel() -> Kernel:
         cgroup=_cgroup(),
         map_files=there,
         userfaultfd=inject.why_no_userfaultfd() if inject.is_supported() else "",
+        fault_device=os.path.exists(faults.DEVICE),
         ptrace_scope=int(scope) if scope.isdigit() else None,
         huge_pages=hugepages.setting(),
     )

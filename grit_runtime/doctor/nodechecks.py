@@ -64,6 +64,13 @@ def memory_way(facts: Facts) -> Verdict:
             "the speed",
             "boot a kernel with CONFIG_USERFAULTFD, and let no policy forbid it to containers",
         )
+    if facts.config.memory.fill == names.FILL_BEHIND:
+        if not kernel.fault_device:
+            return warn(
+                "no /dev/userfaultfd: memory is filled before a container runs, though `memory.fill` says behind",
+                "boot Linux 6.1 or newer with CONFIG_USERFAULTFD",
+            )
+        return ok("memory is moved by many threads, and filled by userfaultfd, behind a container that runs")
     return ok("memory is moved by many threads, and filled by userfaultfd")
 
 

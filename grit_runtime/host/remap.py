@@ -2,32 +2,25 @@
 
 A process that reads its memory once and gives it back needs no copy of what stands in a file anyway: it can have the
 file's pages (mmap(2), MAP_PRIVATE), whichever file system that is on. The process makes these system calls itself
-(inject.py); the file's descriptor reaches it through a pair of sockets of its own, for it may be in namespaces where
-the file has no name (unix(7), SCM_RIGHTS).
+(inject.py), with a descriptor of the file that it is given (handover.py).
 """
 
 import contextlib
 import errno
-import socket
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from grit_runtime.host import extents, inject, vm
-from grit_runtime.host.inject import CLOSE, Call, InjectError
+from grit_runtime.host import extents, handover, inject, vm
+from grit_runtime.host.inject import Call, InjectError
 
 # <asm/unistd_64.h>, <asm-generic/mman-common.h>
-_MMAP, _MPROTECT, _MUNMAP, _MADVISE, _RECVMSG, _SOCKETPAIR = 9, 10, 11, 28, 47, 53
+_MMAP, _MPROTECT, _MADVISE = 9, 10, 28
 _HUGEPAGE = 14
 _READ, _WRITE = 1, 2
 _PRIVATE, _FIXED, _ANONYMOUS = 0x02, 0x10, 0x20
-_CMSG_CLOEXEC = 0x40000000
 _NOBODY = (1 << 64) - 1  # -1, as a descriptor
 _PIECE = 64 << 20
 _MOST = 4096  # mappings: the kernel has 65530 for a process (vm.max_map_count), and each takes some 30 microseconds
-# struct msghdr, struct iovec, struct cmsghdr with one descriptor, and room for the byte that is sent.
-_MESSAGE, _VECTOR, _CONTROL = struct.Struct("=QIxxxxQQQQixxxx"), struct.Struct("=QQ"), struct.Struct("=QiiI")
-_CONTROL_SPACE = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +54,7 @@ def map_file(pid: int, fd: int, pieces: Sequence[Piece]) -> Mapped:
     parts = [each for piece in pieces for each in _without_holes(fd, piece)]
     if not 0 < len(parts) <= _MOST:
         raise InjectError(errno.E2BIG, f"it would be {len(parts)} mappings")
-    with inject.calling(pid) as call, _scratch(call) as scratch, _sent(pid, call, scratch, fd) as theirs:
+    with inject.calling(pid) as call, handover.scratch(call) as page, handover.sent(pid, call, page, fd) as theirs:
         for piece in pieces:
             with contextlib.suppress(InjectError):  # a kernel without huge pages
                 call(_MADVISE, piece.address, piece.size, _HUGEPAGE)
@@ -131,54 +124,3 @@ def _maps(pid: int) -> Iterator[tuple[int, int, int, tuple[str, str]]]:
             addresses, flags, _, device, inode = line.split(maxsplit=5)[:5]
             start, end = (int(word, 16) for word in addresses.split("-"))
             yield start, end, sum(1 << bit for bit, letter in enumerate(flags[:3]) if letter != "-"), (device, inode)
-
-
-@contextlib.contextmanager
-def _scratch(call: Call) -> Iterator[int]:
-    """A page of the process' for what its system calls read and write."""
-    address = call(_MMAP, 0, vm.PAGE, _READ | _WRITE, _PRIVATE | _ANONYMOUS, _NOBODY, 0)
-    try:
-        yield address
-    finally:
-        call(_MUNMAP, address, vm.PAGE)
-
-
-@contextlib.contextmanager
-def _sent(pid: int, call: Call, scratch: int, fd: int) -> Iterator[int]:
-    """The process' own descriptor for a file of ours."""
-    call(_SOCKETPAIR, socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, 0, scratch)
-    theirs, other = struct.unpack("=ii", _peek(pid, scratch, 8))
-    try:
-        with socket.socket(fileno=inject.fetch(pid, other)) as ours:
-            socket.send_fds(ours, [b"x"], [fd])
-        received = _receive(pid, call, scratch, theirs)
-    finally:
-        call(CLOSE, theirs)
-        call(CLOSE, other)
-    try:
-        yield received
-    finally:
-        call(CLOSE, received)
-
-
-def _receive(pid: int, call: Call, scratch: int, theirs: int) -> int:
-    vector, control, room = scratch + 64, scratch + 128, scratch + 192
-    message = _MESSAGE.pack(0, 0, vector, 1, control, _CONTROL_SPACE, 0)
-    data = bytearray(256)
-    data[: len(message)] = message
-    data[64 : 64 + _VECTOR.size] = _VECTOR.pack(room, 1)
-    buffer = vm.Buffer(vm.PAGE)
-    buffer.view[: len(data)] = data
-    vm.write(pid, [(scratch, len(data))], buffer.address)
-    call(_RECVMSG, theirs, scratch, _CMSG_CLOEXEC)
-    size, level, kind, received = _CONTROL.unpack(_peek(pid, control, _CONTROL.size))
-    if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS) or size < _CONTROL.size:
-        raise InjectError(errno.EACCES, f"process {pid} did not get the file: a security module says no, perhaps")
-    found: int = received
-    return found
-
-
-def _peek(pid: int, address: int, size: int) -> bytes:
-    buffer = vm.Buffer(vm.PAGE)
-    vm.read(pid, [(address, size)], buffer.address)
-    return bytes(buffer.view[:size])

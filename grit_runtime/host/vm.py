@@ -24,8 +24,12 @@ def _iowr(number: int, size: int) -> int:
     return 3 << 30 | size << 16 | _UFFD_API << 8 | number
 
 
-_API, _REGISTER, _COPY = _iowr(0x3F, 24), _iowr(0x00, 32), _iowr(0x03, 40)
-_UNREGISTER = 2 << 30 | 16 << 16 | _UFFD_API << 8 | 0x01
+def _ior(number: int, size: int) -> int:
+    return 2 << 30 | size << 16 | _UFFD_API << 8 | number
+
+
+_API, _REGISTER, _COPY, _ZEROPAGE = _iowr(0x3F, 24), _iowr(0x00, 32), _iowr(0x03, 40), _iowr(0x04, 32)
+_UNREGISTER, _WAKE = _ior(0x01, 16), _ior(0x02, 16)
 _MODE_MISSING = 1
 
 
@@ -142,9 +146,9 @@ class Userfault:
     Nobody may touch that memory meanwhile: there is nobody who would answer.
     """
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        api = (ctypes.c_uint64 * 3)(_UFFD_API, 0, 0)
+    def __init__(self, fd: int, *, features: int = 0) -> None:
+        self.fd = fd
+        api = (ctypes.c_uint64 * 3)(_UFFD_API, features, 0)
         self._call(_API, api, "UFFDIO_API")
 
     def register(self, start: int, size: int) -> None:
@@ -162,23 +166,39 @@ class Userfault:
             OSError: one is there already (EEXIST), there is no memory (ENOMEM), or the process is gone (ESRCH).
         """
         for _ in range(_MOST_RETRIES):
-            asked = (ctypes.c_uint64 * 5)(target, source, size, 0, 0)
-            if _libc.ioctl(self._fd, _COPY, asked) == 0:
+            done, number = self.try_copy(target, source, size)
+            if not number:
                 return
-            number, done = ctypes.get_errno(), ctypes.c_int64(asked[4]).value
             if number != errno.EAGAIN:
                 raise OSError(number, f"UFFDIO_COPY of {size} bytes to {target:#x}: {os.strerror(number)}")
-            if done > 0:
+            if done:
                 target, source, size = target + done, source + done, size - done
             else:
                 time.sleep(_RETRY)
         raise OSError(errno.EAGAIN, f"UFFDIO_COPY to {target:#x} does not come to an end")
 
+    def try_copy(self, target: int, source: int, size: int) -> tuple[int, int]:
+        """Put pages of ours there, once: how many bytes were, and the errno that ended it, 0 for none
+        (fs/userfaultfd.c, userfaultfd_copy).
+        """
+        asked = (ctypes.c_uint64 * 5)(target, source, size, 0, 0)
+        if _libc.ioctl(self.fd, _COPY, asked) == 0:
+            return size, 0
+        return max(0, ctypes.c_int64(asked[4]).value), ctypes.get_errno()
+
+    def zero(self, target: int) -> None:
+        """Have a page of zeros there. Raises OSError: as `copy`."""
+        self._call(_ZEROPAGE, (ctypes.c_uint64 * 4)(target, PAGE, 0, 0), "UFFDIO_ZEROPAGE")
+
+    def wake(self, target: int) -> None:
+        """Let whoever waits for a page look again."""
+        self._call(_WAKE, (ctypes.c_uint64 * 2)(target, PAGE), "UFFDIO_WAKE")
+
     def close(self) -> None:
         """Let go of all ranges."""
-        os.close(self._fd)
+        os.close(self.fd)
 
     def _call(self, number: int, argument: "ctypes.Array[ctypes.c_uint64]", name: str) -> None:
-        if _libc.ioctl(self._fd, number, argument):
+        if _libc.ioctl(self.fd, number, argument):
             code = ctypes.get_errno()
             raise OSError(code, f"{name}: {os.strerror(code)}")

@@ -27,6 +27,7 @@ from grit_runtime.workflow import (
     describe,
     dump,
     external,
+    filling,
     interrupted,
     linkremap,
     memorysave,
@@ -109,6 +110,7 @@ def _begin(context: Context, request: Request) -> Held:
     try:
         if recover.settle(workspace) is not None:
             raise _wrong_state(context, names.CREATED)
+        filling.wait(context)
         record.mark("look")
         state = _require_running(context)
         pids = _processes(context)

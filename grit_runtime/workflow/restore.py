@@ -233,9 +233,14 @@ def _bring_back(
     """What CRIU has left out: memory and CUDA."""
     if not prepared.cuda:
         if prepared.memory.parts:
+            context.record.mark("memory")
+            if context.config.memory.fill == names.FILL_BEHIND:
+                from grit_runtime.workflow import memorybehind
+
+                if memorybehind.begin(context, prepared.memory, request.images, pid, pids):
+                    return
             from grit_runtime.workflow import memoryfill
 
-            context.record.mark("memory")
             memoryfill.fill(context, prepared.memory, pids)
         return
     from grit_runtime.workflow import cudamemory

@@ -98,8 +98,8 @@ class Place:
         subprocess.run(
             [program("cc"), "-O2", "-Wall", "-Wextra", "-static", "-pthread", "-o", self.subject, _SUBJECT], check=True
         )
-        config = {"state-dir": str(path / "state"), "log-dir": str(path / "logs")}
-        (path / "config.yaml").write_text(json.dumps(config))
+        self.state = path / "state"
+        self.configure()
         self._environment = {**os.environ, "GRIT_RUNTIME_CONFIG": str(path / "config.yaml")}
         self._node = effects.cgroup_options()
 
@@ -107,6 +107,15 @@ class Place:
     def data(self) -> Path:
         """The host directory that is /data inside."""
         return self.path / "data"
+
+    def configure(self, **memory: str) -> None:
+        """Write grit-runtime's configuration."""
+        config = {"state-dir": str(self.state), "log-dir": str(self.path / "logs"), "memory": memory}
+        (self.path / "config.yaml").write_text(json.dumps(config))
+
+    def wait_until_filled(self) -> None:
+        """Wait until nothing is filled behind a container any more."""
+        self._wait(lambda: not any(self.state.glob(".filling*")))
 
     def start(self, subject: Subject) -> None:
         """Run a container with plain runc until it is set up."""

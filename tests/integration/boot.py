@@ -5,7 +5,8 @@ A step is a journal line that is about to be written, the same line written, or 
 change. With GRIT_TEST_STEPS, the number of steps is written to that file at the end; with GRIT_TEST_KILL_AT=N, the
 process kills itself at step N. GRIT_TEST_SLOW_FILL slows the filling of memory down, and GRIT_TEST_NO_USERFAULTFD
 stands for a kernel without it. With GRIT_TEST_MODULES, what was imported is written to that file, a name and its file
-a line. GRIT_TEST_SLOW_PROGRESS has what shows its progress take long enough to be seen.
+a line. GRIT_TEST_SLOW_BEHIND slows the filling behind a running container down, by so many seconds for each MiB.
+GRIT_TEST_SLOW_PROGRESS has what shows its progress take long enough to be seen.
 """
 
 import os
@@ -63,6 +64,16 @@ def _slowly(function: Callable[..., Any]) -> Callable[..., Any]:
 
 if os.environ.get("GRIT_TEST_SLOW_FILL"):
     vm.Userfault.copy = _slowly(vm.Userfault.copy)  # type: ignore[method-assign]
+if os.environ.get("GRIT_TEST_SLOW_BEHIND"):
+    from grit_runtime.criu.memory import behind
+
+    _ready = behind.Filler._ready
+
+    def _later(self: behind.Filler) -> Any:
+        time.sleep(float(os.environ["GRIT_TEST_SLOW_BEHIND"]))
+        return _ready(self)
+
+    behind.Filler._ready = _later  # type: ignore[method-assign]
 if os.environ.get("GRIT_TEST_NO_USERFAULTFD"):
     inject.is_supported = lambda: False
 

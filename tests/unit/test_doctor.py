@@ -34,6 +34,7 @@ KERNEL = Kernel(
     cgroup="v2",
     map_files=True,
     userfaultfd="",
+    fault_device=True,
     ptrace_scope=1,
     huge_pages="madvise",
 )
@@ -98,6 +99,13 @@ CASES: list[tuple[str, dict[str, Any], State, str]] = [
         "to `auto`",
     ),
     ("memory.way", {"config": Config(memory=Memory(transport="criu"))}, State.OK, "by the configuration"),
+    ("memory.way", {"config": Config(memory=Memory(fill="behind"))}, State.OK, "behind a container that runs"),
+    (
+        "memory.way",
+        {"config": Config(memory=Memory(fill="behind")), "kernel__fault_device": False},
+        State.WARN,
+        "no /dev/userfaultfd",
+    ),
     ("runtime.launcher", {"launcher": Program(error="the launcher is nowhere")}, State.FAIL, "nowhere"),
     ("runtime.downstream", {"downstream": Program(error="no runc")}, State.FAIL, "install runc"),
     ("runtime.downstream", {"lacks": ("restore",)}, State.FAIL, "no verb restore"),

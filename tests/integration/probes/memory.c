@@ -1,14 +1,9 @@
-#include "probe.h"
+#include "memory.h"
 
 #include <pthread.h>
-#include <stdint.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
 #include <sys/wait.h>
-
-#define MIB (1UL << 20)
-#define PAGE 4096UL
-#define LARGE (24 * MIB)
 
 static uint64_t next(uint64_t *seed)
 {
@@ -18,14 +13,13 @@ static uint64_t next(uint64_t *seed)
     return *seed;
 }
 
-/* Every `stride`th page is filled from the seed, the others are left alone. */
-static void fill(char *at, size_t size, size_t stride, uint64_t seed)
+void fill(char *at, size_t size, size_t stride, uint64_t seed)
 {
     for (size_t page = 0; page < size / PAGE; page += stride)
         for (size_t word = 0; word < PAGE / 8; word++) ((uint64_t *)(at + page * PAGE))[word] = next(&seed);
 }
 
-static int is_filled(const char *at, size_t size, size_t stride, uint64_t seed)
+int is_filled(const char *at, size_t size, size_t stride, uint64_t seed)
 {
     for (size_t page = 0; page < size / PAGE; page++)
         for (size_t word = 0; word < PAGE / 8; word++)
@@ -33,14 +27,14 @@ static int is_filled(const char *at, size_t size, size_t stride, uint64_t seed)
     return 1;
 }
 
-static int is_zero(const char *at, size_t size)
+int is_zero(const char *at, size_t size)
 {
     for (size_t word = 0; word < size / 8; word++)
         if (((const uint64_t *)at)[word]) return 0;
     return 1;
 }
 
-static char *map(size_t size, int flags)
+char *map(size_t size, int flags)
 {
     char *at = mmap(NULL, size, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
     must(at != MAP_FAILED);

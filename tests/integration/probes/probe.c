@@ -49,7 +49,8 @@ void checkpoint_here(void)
 
 int main(int count, char **words)
 {
-    const struct situation *tables[] = {file_situations, memory_situations, process_situations, socket_situations};
+    const struct situation *tables[] = {file_situations, memory_situations, process_situations, socket_situations,
+                                        behind_situations};
     if (count < 2) return 2;
     for (size_t table = 0; table < sizeof tables / sizeof *tables; table++)
         for (const struct situation *found = tables[table]; found->name; found++)

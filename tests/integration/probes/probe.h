@@ -34,4 +34,5 @@ struct situation {
     const char *name;
     void (*run)(void);
 };
-extern const struct situation file_situations[], memory_situations[], socket_situations[], process_situations[];
+extern const struct situation file_situations[], memory_situations[], socket_situations[], process_situations[],
+    behind_situations[];
