@@ -104,21 +104,25 @@ def show_config(config: Config) -> None:
 @_commands.command()
 @click.argument("checkpoint", type=click.Path(file_okay=False))
 @click.argument("file", type=click.Path())
-def export(checkpoint: str, file: str) -> int:
+@click.option("--compress", type=click.Choice(["none", "zstd"]), default="none", help="How; not at all unless given.")
+def export(checkpoint: str, file: str, compress: str) -> int:
     """Write a checkpoint of grit-runtime's as one archive, as kubelet's checkpoint API does.
 
     CHECKPOINT is the directory with grit.json. FILE must not exist. checkpointctl reads it, and so do `restore` and the
-    annotation.
+    annotation. A compressed one, as podman's are, is read by the program zstd.
 
     \b
     grit-runtime export /var/lib/grit-runtime/checkpoints/default/counter-1/counter/checkpoint counter-1.tar
+    grit-runtime export --compress zstd /var/lib/grit-runtime/checkpoints/default/counter-1/counter/checkpoint c.tar.zst
 
     Exits with 0, or with 1 if it could not be written; then there is no FILE.
     """
 
     def write() -> int:
-        with progress.moved("writing", "wchar", progress.size(checkpoint)):
-            writing.export(os.path.abspath(checkpoint), os.path.abspath(file))
+        size, packed = progress.size(checkpoint), compress == "zstd"
+        # zstd reads what we have read.
+        with progress.moved("writing", "rchar", 2 * size) if packed else progress.moved("writing", "wchar", size):
+            writing.export(os.path.abspath(checkpoint), os.path.abspath(file), compress=packed)
         return 0
 
     return _said(write)

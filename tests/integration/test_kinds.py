@@ -260,20 +260,41 @@ def test_what_was_unpacked_before_a_reboot_is_in_nobody_s_way(machine: Machine) 
     shutil.rmtree(machine.unpacked, ignore_errors=True)
 
 
-def _export(machine: Machine, taken: Path, target: Path) -> None:
-    machine.grit("export", str(taken), str(target)).ok()
+def _export(machine: Machine, taken: Path, target: Path, *options: str) -> None:
+    machine.grit("export", *options, str(taken), str(target)).ok()
 
 
-def test_an_export_is_restored_like_what_it_was_made_of(machine: Machine) -> None:
+@pytest.mark.needs("zstd")
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_an_export_is_restored_like_what_it_was_made_of(machine: Machine, compress: str) -> None:
     machine.start("old", machine.bundle("old"))
     taken = checkpoint(machine)
     before = tree(taken)
     target = machine.checkpoints / "exported.tar"
-    _export(machine, taken, target)
+    _export(machine, taken, target, "--compress", compress)
+    assert (target.read_bytes()[:4] == b"\x28\xb5\x2f\xfd") is (compress == "zstd")
     assert tree(taken) == before
     new = _annotated(machine, target)
     _create(machine, new)
     assert machine.grit("export", str(taken), str(target)).code == 1, "an archive is never overwritten"
+
+
+@pytest.mark.parametrize("fault", ["no zstd", "no room"])
+def test_a_compressed_export_that_fails_leaves_no_file(machine: Machine, fault: str) -> None:
+    machine.start("old", machine.bundle("old"))
+    taken = checkpoint(machine)
+    place = machine.path / "place"
+    place.mkdir()
+    more = {}
+    if fault == "no zstd":
+        more = {"PATH": str(place)}
+    else:
+        machine.shell("mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(place))
+        machine.mounted.append(place)
+    failed = machine.grit("export", "--compress", "zstd", str(taken), str(place / "exported.tar.zst"), **more)
+    assert failed.code == 1
+    assert ("there is no program zstd" if fault == "no zstd" else "zstd exited with") in failed.err
+    assert list(place.iterdir()) == []
 
 
 @pytest.mark.needs("checkpointctl")
