@@ -125,6 +125,13 @@ class RestoredContainer(Effect):
                 f"{self.program} delete left {state_directory}: {result.err.strip()[-200:] or result.describe()}"
             )
 
+    def rootfs_is_gone(self) -> bool:
+        """Whether what was mounted at the rootfs isn't any more, or the rootfs isn't there."""
+        if not os.path.isdir(self.rootfs):
+            return True
+        real = os.path.realpath(self.rootfs)
+        return real in self.mounted and real not in mounts.at_or_below(real)
+
     def _unmount_below_rootfs(self) -> None:
         before = list(self.mounted)
         for path in reversed(mounts.at_or_below(self.rootfs)):

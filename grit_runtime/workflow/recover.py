@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from grit_runtime import names
 from grit_runtime.errors import BusyError, DownstreamError, GritError
-from grit_runtime.host import files
+from grit_runtime.host import files, proc
 from grit_runtime.host.transaction import Record, append, define_later, read_journal, undo_all
 from grit_runtime.host.workspace import Workspace, open_existing
 from grit_runtime.workflow import effects
@@ -78,19 +78,25 @@ def one(path: str) -> str:
     if record is None:
         workspace.close(remove=True)
         return "recovered"
-    if _exists(record):
+    given_up = is_given_up(record)
+    if not given_up and _exists(record):
         workspace.close()
         return "restored, waits for start"
-    unwind(workspace, record)
+    try:
+        unwind(workspace, record)
+    except BaseException:
+        workspace.close()
+        raise
     workspace.close(remove=True)
-    return "recovered: the restored container is gone"
+    return f"recovered: the restored container {'was given up' if given_up else 'is gone'}"
 
 
 def other_restores(state_dir: str, mine: str, warn: Callable[[str], None]) -> None:
     """Undo what killed restores of other containers left.
 
     Nobody may ever call for those again: containerd 2 forgets a container whose `create` was killed, and makes one of
-    another id. A killed dump is left to its own next call, for it may take its time to end.
+    another id. A kill that came after the restore was done, and before its caller knew, leaves a whole container that
+    waits, with all its memory. A killed dump is left to its own next call, for it may take its time to end.
 
     Args:
         mine: the workspace of the container that is being worked on.
@@ -99,10 +105,24 @@ def other_restores(state_dir: str, mine: str, warn: Callable[[str], None]) -> No
     for path, container in workspaces(state_dir):
         try:
             record = read_journal(os.path.join(path, names.JOURNAL)) if path != mine else None
-            if record is not None and record.phase != CREATED and record.header.get("operation") == "restore":
+            if record is None or record.header.get("operation") != "restore":
+                continue
+            if record.phase != CREATED or is_given_up(record):
                 one(path)
         except (GritError, OSError) as err:
             warn(f"what a killed restore of container {container} left: {err}")
+
+
+def is_given_up(record: Record) -> bool:
+    """Whether nobody will start a restored container that waits.
+
+    A shim whose `create` was killed takes the rootfs away at once (containerd, NewContainer in
+    cmd/containerd-shim-runc-v2/runc/container.go); one whose `create` returned keeps it until the container is deleted.
+    Only who sees the mounts that the restore saw can tell.
+    """
+    if record.header.get("mount-namespace") != proc.namespace("self", "mnt"):
+        return False
+    return any(isinstance(each, effects.RestoredContainer) and each.rootfs_is_gone() for _, each in record.effects)
 
 
 def _exists(record: Record) -> bool:

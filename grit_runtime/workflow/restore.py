@@ -59,7 +59,8 @@ def _restore(context: Context, request: Request) -> subprocess.Popen[bytes] | No
         record.mark("plan")
         request = with_devices(context, request, f"{context.workspace_path}/toolkit")
         prepared = prepare(context, request, source.found)
-        transaction.amend({"stopped": list(prepared.plan.stopped)})
+        mine = proc.namespace("self", "mnt")
+        transaction.amend({"stopped": list(prepared.plan.stopped), "mount-namespace": mine})
         try:
             running = _apply(context, request, prepared, source, transaction)
         finally:

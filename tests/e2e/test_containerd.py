@@ -158,7 +158,7 @@ def test_a_containerd_restarted_between_create_and_start(containerd: Containerd,
     with ThreadPoolExecutor(1) as beside:
         asked = beside.submit(containerd.run_app, new, **named)
         wait("the restore begins", lambda: bool(_journals(containerd)))
-        containerd.crash(after=lambda: any('"phase":"created"' in path.read_text() for path in _journals(containerd)))
+        containerd.crash(after=lambda: _is_created(containerd))
         assert isinstance(asked.exception(), Failed)
     containerd.serve()
     assert containerd.status(new.container) == "CREATED"
@@ -173,6 +173,51 @@ def test_a_containerd_restarted_between_create_and_start(containerd: Containerd,
     another = Pod(base=containerd.base, name="another")
     containerd.start_pod(another, restore_name=f"restarted-{then}")
     _counts(another)
+
+
+def test_a_restore_whose_caller_never_knew_that_it_was_done_goes_with_the_next(
+    containerd: Containerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shim kills its `create` when containerd goes (ttrpc ends the request, go-runc kills its program). Where all was
+    restored by then, no task is known afterwards, and nobody starts or deletes it: its memory must not stay.
+    """
+    old = _started(containerd)
+    containerd.checkpoint(old, "unknown", stop=True)
+    last = _gone(containerd, old)
+    new = Pod(base=containerd.base, name="new")
+    named = {"grit.dev/restore-name": "unknown"}
+    containerd.run_sandbox(new, **named)
+    done, slow = containerd.base / "done", containerd.base / "slow"
+    create = f'case " $* " in *" create "*) touch {done}; exec sleep 60;; esac'
+    slow.write_text(f'#!/bin/sh\n"{containerd.runtime}" "$@" || exit\n{create}\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(containerd, "runtime", slow)
+    with ThreadPoolExecutor(1) as beside:
+        asked = beside.submit(containerd.run_app, new, **named)
+        wait("it is restored", done.exists)
+        containerd.crash(after=lambda: True)
+        assert isinstance(asked.exception(), Failed)
+    monkeypatch.undo()
+    wait("the shim takes the rootfs away", lambda: not os.path.ismount(containerd.bundle(new.container) / "rootfs"))
+    containerd.serve()
+    assert containerd.status(new.container) == ""
+    assert (Path(containerd.runc_root) / new.container).exists()  # so leaves a runc that is killed there, too
+    another = Pod(base=containerd.base, name="another")
+    containerd.start_pod(another, restore_name="unknown")
+    _counts(another)
+    assert another.lines()[0] == last + 1
+    assert not (Path(containerd.runc_root) / new.container).exists()
+    assert _journals(containerd) == []
+    assert new.lines() == []
+
+
+def _is_created(containerd: Containerd) -> bool:
+    """Whether a container was restored and `create` has returned.
+
+    Not before: a shim whose containerd goes kills the `create` that it waits for, and then there is no task.
+    """
+    created = any('"phase":"created"' in path.read_text() for path in _journals(containerd))
+    return created and not _python_runtimes(containerd)
 
 
 def _journals(containerd: Containerd) -> list[Path]:

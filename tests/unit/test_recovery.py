@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from grit_runtime.host import proc
+from grit_runtime.host.transaction import Record
+from grit_runtime.workflow import recover
 from grit_runtime.workflow.effects import RestoredContainer
 
 SCRIPT = """
@@ -45,3 +48,29 @@ def test_a_container_that_could_not_be_deleted_is_not_undone(tmp_path: Path, doe
             effect.undo()
     else:
         effect.undo()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "there", "mounted", "given_up"),
+    [
+        ("ours", True, False, False),
+        ("ours", False, False, True),
+        ("ours", True, True, True),
+        ("another", False, True, False),
+        (None, False, True, False),
+    ],
+)
+def test_a_container_that_waits_is_given_up_with_its_rootfs(
+    tmp_path: Path, namespace: str | None, there: bool, mounted: bool, given_up: bool
+) -> None:
+    """Who sees other mounts than the restore did can't tell, and leaves it."""
+    rootfs = tmp_path / "rootfs"
+    if there:
+        rootfs.mkdir()
+    effect = RestoredContainer(
+        program="", options=[], root="", container="c", rootfs=str(rootfs),
+        mounted=[str(rootfs)] if mounted else [], cgroups_path="", systemd=False, timeout=5,
+    )  # fmt: skip
+    header = {"mount-namespace": proc.namespace("self", "mnt") if namespace == "ours" else namespace}
+    record = Record(header=header, effects=((0, effect),), phase=recover.CREATED)
+    assert recover.is_given_up(record) == given_up
