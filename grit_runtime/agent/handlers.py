@@ -8,6 +8,8 @@ other's.)
 """
 
 import asyncio
+import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -102,15 +104,20 @@ async def watch(
 
 
 def info() -> kopf.ConnectionInfo:
-    """The API server: of `KUBECONFIG`, or of the pod's service account.
+    """The API server: of `KUBECONFIG`, or of the pod's service account, by the address that kubelet tells every pod: a
+    cluster's DNS may be what is being moved (client-go, rest.InClusterConfig).
 
     Raises:
         ConfigError: there is neither.
     """
     plain = kopf.OperatorSettings()
-    found = kopf.login_with_service_account(settings=plain) or kopf.login_with_kubeconfig(settings=plain)
+    inside = kopf.login_with_service_account(settings=plain)
+    found = inside or kopf.login_with_kubeconfig(settings=plain)
     if found is None:
         raise ConfigError("no API server is known", hint="run it in a pod, or set KUBECONFIG")
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
+    if inside and host and port:
+        return dataclasses.replace(found, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
     return found
 
 

@@ -3,9 +3,10 @@
 import asyncio
 import time
 
+import kopf
 import pytest
 
-from grit_runtime.agent import capture
+from grit_runtime.agent import capture, handlers
 from grit_runtime.agent.queue import Key, Queue
 from grit_runtime.errors import CaptureError
 
@@ -39,3 +40,24 @@ def test_an_object_that_fails_a_thousand_times_is_looked_at_again() -> None:
 
     asyncio.run(asyncio.wait_for(run(), 20))
     assert turns == 1101
+
+
+@pytest.mark.parametrize(
+    ("host", "server"),
+    [
+        ("10.96.0.1", "https://10.96.0.1:443"),
+        ("fd00::1", "https://[fd00::1]:443"),
+        ("", "https://kubernetes.default.svc"),
+    ],
+)
+def test_in_a_pod_the_api_server_is_found_without_dns(monkeypatch: pytest.MonkeyPatch, host: str, server: str) -> None:
+    inside = kopf.ConnectionInfo(server="https://kubernetes.default.svc", token="secret")
+    monkeypatch.setattr(kopf, "login_with_service_account", lambda **_: inside)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    found = handlers.info()
+    assert (found.server, found.token) == (server, "secret")
+    outside = kopf.ConnectionInfo(server="https://elsewhere:6443")
+    monkeypatch.setattr(kopf, "login_with_service_account", lambda **_: None)
+    monkeypatch.setattr(kopf, "login_with_kubeconfig", lambda **_: outside)
+    assert handlers.info() is outside
