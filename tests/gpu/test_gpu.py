@@ -22,6 +22,12 @@ def _used() -> int:
     return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
 
 
+def _total() -> int:
+    """MiB of memory that the GPU has."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
+
+
 def _seconds(images: Path) -> str:
     manifest = json.loads((images / "grit.json").read_text())
     cuda = manifest["cuda"]
@@ -202,10 +208,11 @@ def test_cuda_ipc_is_refused_and_both_processes_go_on(gpu: GpuMachine) -> None:
 
 def test_too_little_free_gpu_memory_is_refused_before_anything(gpu: GpuMachine, references: References) -> None:
     references.ended()
-    gpu.begin("old", "big")
+    gpu.begin("old", "big", env=["GIB=24"])
     images = gpu.capture("old")
     manifest = images / "grit.json"
     other = gpu.gpu_bundle("other", "big")
+    other.edit(lambda config: config["process"]["env"].append(f"GIB={_total() // 1024 - 16}"))
     gpu.runc("run", "-d", "--bundle", str(other.path), "other").ok()
     gpu.wait(lambda: len(lines(other)) >= 1, timeout=90)
     new = gpu.gpu_bundle("new", "none")
