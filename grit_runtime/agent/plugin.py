@@ -62,7 +62,7 @@ def _drain(given: list[str], options: argparse.Namespace) -> int:
     for where, one in waiting:
         code = _wait(where, one, _GONE, deadline) or code
     sys.stderr.write(
-        f"{options.node}: a pod that isn't captured has stayed, and runs on\n" if code else
+        f"{options.node}: a pod that isn't captured has stayed, and runs on, or its data is here alone\n" if code else
         f"{options.node}: pods that were captured, to go on elsewhere: {len(made)}; now kubectl drain {options.node}\n"
     )  # fmt: skip
     return code
@@ -193,18 +193,26 @@ def _say(found: dict[str, Any]) -> None:
 
 
 def _wait(given: list[str], made: dict[str, Any], done: frozenset[str], deadline: float) -> int:
+    """Until its phase is one of `done` and, if its data is to be kept elsewhere, it is: a node may go then."""
     kind, name, last = made["kind"], made["metadata"]["name"], ""
+    kept = "volumeClaim" in made["spec"] or "registry" in made["spec"]
     while time.monotonic() < deadline:
         found = _found(given, f"{kind.lower()}s.{words.GROUP}", name)
         if found is None:
             return 1
-        phase = (found.get("status") or {}).get("phase", "")
-        if phase == words.FAILED or phase in done:
+        status = found.get("status") or {}
+        phase = status.get("phase", "")
+        stored: dict[str, Any] = next((e for e in status.get("conditions") or [] if e["type"] == words.STORED), {})
+        failed = phase == words.FAILED or stored.get("reason") == "DataLost"
+        if failed or (phase in done and (not kept or stored.get("status") == "True")):
             _say(found)
-            return int(phase == words.FAILED)
-        if phase != last:
-            sys.stderr.write(f"{kind} {name}: {phase or words.CREATED}\n")
-            last = phase
+            return int(failed)
+        line = phase or words.CREATED
+        if phase in done and stored:
+            line += f", {stored['reason']}: {stored['message']}"
+        if line != last:
+            sys.stderr.write(f"{kind} {name}: {line}\n")
+            last = line
         time.sleep(1)
     sys.stderr.write(f"kubectl grit: {kind} {name} is not done in time\n")
     return 124

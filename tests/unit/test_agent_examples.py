@@ -129,8 +129,12 @@ elif "get" in words and "-o" in words:
     phases = (base / "phases").read_text().split()
     (base / "phases").write_text(" ".join(phases[1:] or phases))
     found = json.loads((base / "made").read_text())
-    found["status"] = {{"phase": phases[0], "conditions": [
-        {{"type": "Ready", "status": "True", "reason": "Because", "message": "so it is"}}]}}
+    phase, _, stored = phases[0].partition("/")
+    conditions = [{{"type": "Ready", "status": "True", "reason": "Because", "message": "so it is"}}]
+    if stored:
+        kept = {{"type": "Stored", "status": str(stored == "Stored"), "reason": stored, "message": "so far"}}
+        conditions.append(kept)
+    found["status"] = {{"phase": phase, "conditions": conditions}}
     print(json.dumps(found))
 """
 
@@ -214,6 +218,19 @@ def test_the_plugin_waits_and_says_how_it_ended(
         assert "Ready=True Because: so it is" in capsys.readouterr().out
 
 
+def test_the_plugin_waits_until_another_node_can_have_the_data(
+    kubectl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node that was drained may be switched off at once."""
+    argv = ["checkpoint", "web-0", "--migrate", "--claim", "c", "--wait", "--timeout"]
+    (kubectl / "phases").write_text("Submitted/Copying")
+    assert plugin.main([*argv, "2"]) == 124
+    assert "web-0: Submitted, Copying: so far\n" in capsys.readouterr().err
+    (kubectl / "phases").write_text("Submitting Submitted/Copying Submitted/Stored")
+    assert plugin.main([*argv, "30"]) == 0
+    assert "Stored=True Stored: so far" in capsys.readouterr().out
+
+
 def test_the_plugin_says_how_one_stands(kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (kubectl / "made").write_text(json.dumps({"kind": "Restore", "metadata": {"name": "one"}}))
     assert plugin.main(["status", "restore", "one"]) == 0
@@ -225,9 +242,15 @@ def test_the_plugin_says_how_one_stands(kubectl: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("phases", "code", "word", "kept"),
     [
-        ("Pending Checkpointed Submitted", 0, "--claim=c", {"volumeClaim": {"claimName": "c"}}),
+        ("Pending Checkpointed Submitted/Stored", 0, "--claim=c", {"volumeClaim": {"claimName": "c"}}),
         ("Failed", 1, "--claim=c", {"volumeClaim": {"claimName": "c"}}),
-        ("Submitted", 0, "--registry=r:5000/cp", {"registry": {"reference": "r:5000/cp/default"}}),
+        ("Submitted/DataLost", 1, "--claim=c", {"volumeClaim": {"claimName": "c"}}),
+        (
+            "Submitted/Copying Submitted/Stored",
+            0,
+            "--registry=r:5000/cp",
+            {"registry": {"reference": "r:5000/cp/default"}},
+        ),
     ],
 )
 def test_the_plugin_drains_what_its_owner_replaces(
